@@ -1,0 +1,133 @@
+//! Which pages leave next: requested ones first, then a cursor that walks the blocks in order.
+
+use crate::map::DirtyMap;
+use crate::units::{BlockId, PageCount, PageIndex, PageRun};
+use std::collections::VecDeque;
+
+/// Why a batch leaves now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits for these pages (I10: urgent first).
+    Urgent,
+    /// The cursor came by.
+    Background,
+}
+
+/// Claimed pages of one block, as runs in ascending order. Reuse one batch: it keeps its allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageBatch {
+    /// Block of all runs.
+    pub block: BlockId,
+    /// Claimed runs, ascending and disjoint.
+    pub runs: Vec<PageRun>,
+    /// Why they leave.
+    pub urgency: Urgency,
+}
+
+/// Walks a [`DirtyMap`] and claims batches.
+#[derive(Debug, Default)]
+pub struct PageScheduler {
+    urgent: VecDeque<(BlockId, PageRun)>,
+    block: u32,
+    page: PageIndex,
+}
+
+impl Default for PageBatch {
+    fn default() -> Self {
+        Self { block: BlockId(0), runs: Vec::new(), urgency: Urgency::Background }
+    }
+}
+
+impl PageBatch {
+    /// Pages in all runs.
+    pub fn pages(&self) -> PageCount {
+        self.runs.iter().map(|run| run.count).sum()
+    }
+}
+
+impl PageScheduler {
+    /// Starts at the first page of the first block.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts `run` before everything else. Asking twice is harmless: a claimed page is not claimed again.
+    pub fn request(&mut self, block: BlockId, run: PageRun) {
+        self.urgent.push_back((block, run));
+    }
+
+    /// Claims the next pages into `batch`, at most `max`; `false` if nothing is owed.
+    ///
+    /// After a request the cursor goes on behind it, because faults have neighbours.
+    ///
+    /// # Panics
+    /// If `max` is zero.
+    pub fn next_batch(&mut self, dirty: &DirtyMap, max: PageCount, batch: &mut PageBatch) -> bool {
+        assert!(max.0 > 0, "a batch of no pages would never end");
+        batch.runs.clear();
+        while let Some((block, run)) = self.urgent.pop_front() {
+            self.claim_requested(dirty, block, run, max, batch);
+            if !batch.runs.is_empty() {
+                return true;
+            }
+        }
+        batch.urgency = Urgency::Background;
+        let blocks = dirty.iter().count() as u32;
+        // One turn through all blocks, and the head of the first once more.
+        for _ in 0..=blocks {
+            if self.block >= blocks {
+                (self.block, self.page) = (0, PageIndex(0));
+            }
+            self.claim_from_cursor(dirty, max, batch);
+            if !batch.runs.is_empty() {
+                return true;
+            }
+            (self.block, self.page) = (self.block + 1, PageIndex(0));
+        }
+        false
+    }
+
+    fn claim_from_cursor(&mut self, dirty: &DirtyMap, max: PageCount, batch: &mut PageBatch) {
+        batch.block = BlockId(self.block);
+        let Some((_, bitmap)) = dirty.iter().nth(self.block as usize) else { return };
+        let mut left = max;
+        while left.0 > 0
+            && let Some(run) = bitmap.claim_next(self.page, left)
+        {
+            self.page = run.end();
+            left -= run.count;
+            batch.runs.push(run);
+        }
+    }
+
+    fn claim_requested(
+        &mut self,
+        dirty: &DirtyMap,
+        block: BlockId,
+        run: PageRun,
+        max: PageCount,
+        batch: &mut PageBatch,
+    ) {
+        (batch.block, batch.urgency) = (block, Urgency::Urgent);
+        let bitmap = dirty.block(block);
+        let mut left = max.0;
+        for page in run.pages() {
+            if left == 0 {
+                // The rest of a long request stays urgent.
+                let rest = PageRun::new(page, PageCount(run.end().0 - page.0));
+                self.urgent.push_front((block, rest));
+                break;
+            }
+            if bitmap.claim(page) {
+                left -= 1;
+                match batch.runs.last_mut() {
+                    Some(last) if last.end() == page => last.count += PageCount(1),
+                    _ => batch.runs.push(PageRun::new(page, PageCount(1))),
+                }
+            }
+        }
+        if !batch.runs.is_empty() {
+            (self.block, self.page) = (block.0, run.end());
+        }
+    }
+}
