@@ -59,7 +59,7 @@ impl DirtyBitmap {
     /// scan and the urgent path may race here without a lock (I1). A won page must be shipped; only
     /// [`Self::mark`] or [`Self::replace_with_missing`] makes it owed again.
     ///
-    /// Cost: one load per 64 clean pages, one `fetch_and` per 64 pages won.
+    /// Cost: one load per 64 clean pages, one compare-and-swap per 64 pages won.
     #[must_use = "a won claim must be shipped; nobody else will"]
     pub fn claim_next(&self, from: PageIndex, max: PageCount) -> Option<PageRun> {
         let mut from = from.0;
@@ -128,26 +128,35 @@ impl DirtyBitmap {
         while won < limit {
             let at = start + won;
             let (word, shift) = ((at / BITS) as usize, at % BITS);
-            let wanted_max = (limit - won).min(BITS - shift);
-            let stretch = u64::from((self.bits.words[word].load(Ordering::Acquire) >> shift).trailing_ones());
-            let wanted = stretch.min(wanted_max);
-            if wanted == 0 {
-                break;
-            }
-            let mask = low_bits(wanted) << shift;
-            let had = self.bits.words[word].fetch_and(!mask, Ordering::AcqRel) & mask;
-            let here = u64::from((had >> shift).trailing_ones()).min(wanted);
-            let surplus = had & !(low_bits(here) << shift);
-            if surplus != 0 {
-                // A racing claim cut our stretch in two. The far part goes back: one run is one claim.
-                self.bits.words[word].fetch_or(surplus, Ordering::AcqRel);
-            }
+            let room = (limit - won).min(BITS - shift);
+            let here = self.claim_stretch(word, shift, room);
             won += here;
-            if here < wanted || here + shift < BITS {
+            if here < BITS - shift {
                 break;
             }
         }
         won
+    }
+
+    /// Claims the owed pages of `word` from bit `shift` up to the first that is not owed, at most `max`.
+    ///
+    /// Compare-and-swap rather than `fetch_and`: a stretch that a racing claimer has just cut must not be
+    /// cleared behind the cut, not even for an instant, or an urgent request for such a page would be
+    /// taken for one in flight.
+    fn claim_stretch(&self, word: usize, shift: u64, max: u64) -> u64 {
+        let mut seen = self.bits.words[word].load(Ordering::Acquire);
+        loop {
+            let count = u64::from((seen >> shift).trailing_ones()).min(max);
+            if count == 0 {
+                return 0;
+            }
+            let rest = seen & !(low_bits(count) << shift);
+            match self.bits.words[word].compare_exchange_weak(seen, rest, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return count,
+                Err(now) => seen = now,
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A guest's RAM is a list of named blocks ([`RamLayout`]); a block is an array of 4 KiB target pages.
 //! Which pages the destination is still owed is a [`DirtyMap`]; which it holds is a [`ReceivedMap`];
-//! [`PageScheduler`] decides what leaves next. Claiming a page is one atomic `fetch_and`, so the background
+//! [`PageScheduler`] decides what leaves next. Claiming pages is one atomic operation, so the background
 //! scan and an urgent request race without a lock (invariant I1, *debt*).
 //!
 //! Trade-off taken: bitmaps count target pages of 4 KiB whatever the host's page size, because that is the

@@ -1,0 +1,188 @@
+//! The bitmaps and the scheduler against a `BTreeSet`, and against threads that race.
+
+use limosa_pages::{
+    BlockId, BlockLayout, BlockName, ByteCount, DirtyBitmap, DirtyMap, PAGE_BYTES, PageBatch, PageCount,
+    PageIndex, PageRun, PageScheduler, PageSize, RamLayout, ReceivedBitmap, Urgency,
+};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+/// Neither a multiple of 64 nor of 128: the last word and the last batch are partial.
+const PAGES: u64 = 300;
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Mark(u64, u64),
+    Merge(u64, Vec<u64>),
+    Claim(u64),
+    ClaimNext(u64, u64),
+    OweAll,
+    Clear,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        (0..PAGES, 0..PAGES).prop_map(|(a, b)| Operation::Mark(a.min(b), a.max(b))),
+        (0..PAGES / 64, prop::collection::vec(any::<u64>(), 0..6))
+            .prop_map(|(w, v)| Operation::Merge(w * 64, v)),
+        (0..PAGES).prop_map(Operation::Claim),
+        (0..PAGES + 10, 1..200u64).prop_map(|(from, max)| Operation::ClaimNext(from, max)),
+        Just(Operation::OweAll),
+        Just(Operation::Clear),
+    ]
+}
+
+fn run(start: u64, end: u64) -> PageRun {
+    PageRun::new(PageIndex(start), PageCount(end - start))
+}
+
+fn apply(operation: Operation, bitmap: &DirtyBitmap, model: &mut BTreeSet<u64>) {
+    match operation {
+        Operation::Mark(start, end) => {
+            let fresh = (start..end).filter(|page| model.insert(*page)).count() as u64;
+            assert_eq!(bitmap.mark(run(start, end)), PageCount(fresh));
+        }
+        Operation::Merge(first, words) => {
+            let pages =
+                (0..words.len() as u64 * 64).filter(|bit| words[(bit / 64) as usize] >> (bit % 64) & 1 == 1);
+            let fresh =
+                pages.map(|bit| first + bit).filter(|page| *page < PAGES && model.insert(*page)).count();
+            assert_eq!(bitmap.merge(PageIndex(first), &words), PageCount(fresh as u64));
+        }
+        Operation::Claim(page) => assert_eq!(bitmap.claim(PageIndex(page)), model.remove(&page)),
+        Operation::ClaimNext(from, max) => {
+            let expected = model.range(from..).next().copied().map(|start| {
+                let end =
+                    (start..).take(max as usize).take_while(|page| model.contains(page)).last().unwrap() + 1;
+                run(start, end)
+            });
+            assert_eq!(bitmap.claim_next(PageIndex(from), PageCount(max)), expected);
+            if let Some(claimed) = expected {
+                claimed.pages().for_each(|page| assert!(model.remove(&page.0)));
+            }
+        }
+        Operation::OweAll => {
+            bitmap.owe_all();
+            model.extend(0..PAGES);
+        }
+        Operation::Clear => {
+            bitmap.clear();
+            model.clear();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn dirty_bitmap_behaves_like_a_set(operations in prop::collection::vec(operation(), 1..60)) {
+        let bitmap = DirtyBitmap::clean(PageCount(PAGES));
+        let mut model = BTreeSet::new();
+        for operation in operations {
+            apply(operation, &bitmap, &mut model);
+            prop_assert_eq!(bitmap.count(), PageCount(model.len() as u64));
+            let owed: BTreeSet<u64> = (0..PAGES).filter(|page| bitmap.is_owed(PageIndex(*page))).collect();
+            prop_assert_eq!(&owed, &model);
+        }
+    }
+
+    #[test]
+    fn missing_pages_are_exactly_what_was_not_received(held in prop::collection::btree_set(0..PAGES, 0..300)) {
+        let received = ReceivedBitmap::empty(PageCount(PAGES));
+        for page in &held {
+            received.mark(run(*page, page + 1));
+        }
+        let owed = DirtyBitmap::clean(PageCount(PAGES));
+        owed.replace_with_missing(&received);
+        for page in 0..PAGES {
+            prop_assert_eq!(owed.is_owed(PageIndex(page)), !held.contains(&page));
+        }
+        prop_assert_eq!(owed.count() + received.count(), PageCount(PAGES));
+    }
+
+    #[test]
+    fn scheduler_hands_out_every_owed_page_once(
+        dirty in prop::collection::btree_set((0..2u32, 0..PAGES), 0..200),
+        requests in prop::collection::vec((0..2u32, 0..PAGES - 8, 1..8u64), 0..5),
+        max in 1..130u64,
+    ) {
+        let map = DirtyMap::clean(&two_blocks());
+        for (block, page) in &dirty {
+            map.block(BlockId(*block)).mark(run(*page, page + 1));
+        }
+        let mut scheduler = PageScheduler::new();
+        for (block, start, count) in requests {
+            scheduler.request(BlockId(block), run(start, start + count));
+        }
+        let mut seen = BTreeSet::new();
+        let mut batch = PageBatch::default();
+        while scheduler.next_batch(&map, PageCount(max), &mut batch) {
+            prop_assert!((1..=max).contains(&batch.pages().0));
+            prop_assert!(batch.runs.windows(2).all(|pair| pair[0].end() <= pair[1].start));
+            for page in batch.runs.iter().flat_map(|run| run.pages()) {
+                prop_assert!(seen.insert((batch.block.0, page.0)));
+            }
+        }
+        prop_assert_eq!(seen, dirty);
+        prop_assert_eq!(map.count(), PageCount(0));
+    }
+}
+
+fn two_blocks() -> RamLayout {
+    let block = |name: &str| BlockLayout {
+        name: BlockName::new(name).unwrap(),
+        length: ByteCount(PAGES * PAGE_BYTES as u64),
+        page_size: PageSize::FOUR_KIB,
+    };
+    RamLayout::new(vec![block("a"), block("b")]).unwrap()
+}
+
+#[test]
+fn a_requested_page_leaves_before_the_cursor_and_pulls_it_along() {
+    let map = DirtyMap::clean(&two_blocks());
+    map.owe_all();
+    let mut scheduler = PageScheduler::new();
+    scheduler.request(BlockId(1), run(40, 41));
+    let mut batch = PageBatch::default();
+    assert!(scheduler.next_batch(&map, PageCount(4), &mut batch));
+    assert_eq!(batch, PageBatch { block: BlockId(1), runs: vec![run(40, 41)], urgency: Urgency::Urgent });
+    assert!(scheduler.next_batch(&map, PageCount(4), &mut batch));
+    assert_eq!(batch, PageBatch { block: BlockId(1), runs: vec![run(41, 45)], urgency: Urgency::Background });
+}
+
+#[test]
+fn racing_claimers_share_the_pages_without_loss_or_double() {
+    let pages = 64 * 1024;
+    let bitmap = DirtyBitmap::clean(PageCount(pages));
+    for round in 0..20 {
+        bitmap.owe_all();
+        let claim_runs = |max: u64| {
+            let mut won = Vec::new();
+            let mut from = PageIndex(0);
+            while let Some(run) = bitmap.claim_next(from, PageCount(max)) {
+                from = run.end();
+                won.push(run);
+            }
+            won
+        };
+        let (mut runs, singles) = std::thread::scope(|scope| {
+            let scans: Vec<_> = (0..3).map(|lane| scope.spawn(move || claim_runs(7 + lane * 50))).collect();
+            let urgent =
+                scope.spawn(|| (0..pages).rev().filter(|page| bitmap.claim(PageIndex(*page))).count());
+            let runs: Vec<PageRun> = scans.into_iter().flat_map(|lane| lane.join().unwrap()).collect();
+            (runs, urgent.join().unwrap() as u64)
+        });
+        runs.sort();
+        assert!(
+            runs.windows(2).all(|pair| pair[0].end() <= pair[1].start),
+            "round {round}: a page was claimed twice"
+        );
+        let claimed: u64 = runs.iter().map(|run| run.count.0).sum();
+        assert_eq!(claimed + singles + bitmap.count().0, pages, "round {round}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "leaves a block")]
+fn a_run_outside_the_block_is_our_own_mistake() {
+    DirtyBitmap::clean(PageCount(10)).mark(run(8, 11));
+}
