@@ -32,9 +32,12 @@
 mod command;
 mod configuration;
 mod cursor;
+pub mod devices;
+pub mod dirty_bitmap;
 pub mod encode;
 mod error;
 pub mod mapped_ram;
+pub mod multifd;
 mod ram;
 mod return_path;
 mod stream;
