@@ -1,0 +1,173 @@
+//! Which pages were ever touched, without reading them.
+//!
+//! Reading a page that nobody has touched allocates it (in a file) or maps the shared zero page (in anonymous
+//! memory), at one to four microseconds. The kernel knows better: a file tells its holes by `SEEK_DATA`, whoever
+//! filled it; private memory tells its pages by `PAGEMAP_SCAN`.
+
+use crate::block::Backing;
+use crate::pagemap::{Category, Pagemap, Request};
+use limosa_pages::{DirtyBitmap, PAGE_BYTES, PageCount, PageIndex, PageRun};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+
+/// The pages of a block that may hold anything but zero. All others are zero and were never written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Populated {
+    runs: Vec<PageRun>,
+    evidence: Evidence,
+}
+
+/// Who said which pages are populated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The file, by `SEEK_DATA` and `SEEK_HOLE`: whoever wrote the pages.
+    FileHoles,
+    /// The page tables, by `PAGEMAP_SCAN`.
+    PageTables,
+    /// Nobody: the kernel cannot tell, so every page counts as populated.
+    Unknown,
+}
+
+impl Populated {
+    /// Every page of `whole`, on this evidence.
+    pub fn everything(whole: PageRun, evidence: Evidence) -> Self {
+        Self { runs: vec![whole], evidence }
+    }
+
+    /// The populated pages: ascending, disjoint, never empty runs.
+    pub fn runs(&self) -> &[PageRun] {
+        &self.runs
+    }
+
+    /// Who says so; [`Evidence::Unknown`] means that the answer is only "everything".
+    pub fn evidence(&self) -> Evidence {
+        self.evidence
+    }
+
+    /// How many pages are populated.
+    pub fn pages(&self) -> PageCount {
+        self.runs.iter().map(|run| run.count).sum()
+    }
+
+    /// Whether `page` is populated. Cost: a binary search.
+    pub fn contains(&self, page: PageIndex) -> bool {
+        let after = self.runs.partition_point(|run| run.start <= page);
+        after > 0 && self.runs[after - 1].contains(page)
+    }
+
+    /// The pages of `whole` that are not populated, as runs in ascending order.
+    pub fn untouched(&self, whole: PageRun) -> impl Iterator<Item = PageRun> {
+        let starts = std::iter::once(whole.start).chain(self.runs.iter().map(|run| run.end()));
+        let ends = self.runs.iter().map(|run| run.start).chain(std::iter::once(whole.end()));
+        starts.zip(ends).filter_map(|(start, end)| {
+            let count = end.0.checked_sub(start.0).filter(|&count| count > 0)?;
+            Some(PageRun::new(start, PageCount(count)))
+        })
+    }
+
+    /// Owes the populated pages; returns how many were not owed before.
+    pub fn owe_into(&self, dirty: &DirtyBitmap) -> PageCount {
+        self.runs.iter().map(|&run| dirty.mark(run)).sum()
+    }
+
+    /// What is populated here or in `other`, on the evidence of `self`.
+    pub(crate) fn or(self, other: &Self) -> Self {
+        let mut runs = self.runs;
+        runs.extend_from_slice(&other.runs);
+        runs.sort_unstable();
+        let mut merged = Self { runs: Vec::with_capacity(runs.len()), evidence: self.evidence };
+        runs.into_iter().for_each(|run| merged.push(run));
+        merged
+    }
+
+    /// Nothing yet.
+    pub(crate) fn nothing(evidence: Evidence) -> Self {
+        Self { runs: Vec::new(), evidence }
+    }
+
+    /// Adds `run`, which does not begin before the last.
+    pub(crate) fn push(&mut self, run: PageRun) {
+        match self.runs.last_mut() {
+            Some(last) if run.start <= last.end() => {
+                let end = last.end().max(run.end());
+                last.count = PageCount(end.0 - last.start.0);
+            }
+            _ if run.is_empty() => {}
+            _ => self.runs.push(run),
+        }
+    }
+}
+
+/// What the file says; everything, if it does not know holes.
+pub(crate) fn by_seeking(file: BorrowedFd<'_>, offset: u64, whole: PageRun) -> Populated {
+    let mut populated = Populated::nothing(Evidence::FileHoles);
+    match each_extent(file, offset, whole, |data| populated.push(data)) {
+        Ok(()) => populated,
+        Err(_) => Populated::everything(whole, Evidence::Unknown),
+    }
+}
+
+/// What the page tables of private anonymous memory at `base` say; everything, if the kernel is too old to ask.
+pub(crate) fn by_pagemap(base: NonNull<u8>, whole: PageRun) -> Populated {
+    let mut populated = Populated::nothing(Evidence::PageTables);
+    // The shared zero page is present but nobody wrote it: it is what reading an untouched page leaves behind.
+    let request = Request {
+        any_of: Category::PRESENT | Category::SWAPPED,
+        none_of: Category::PFN_ZERO,
+        ..Request::default()
+    };
+    let scanned = Pagemap::open()
+        .and_then(|mut pagemap| pagemap.scan(base, whole.count, request, |run, _| populated.push(run)));
+    match scanned {
+        Ok(()) => populated,
+        Err(_) => Populated::everything(whole, Evidence::Unknown),
+    }
+}
+
+/// Calls `visit` for every part of `run` that may hold data, in order.
+pub(crate) fn for_each_data(backing: &Backing, run: PageRun, mut visit: impl FnMut(PageRun)) {
+    if let Backing::SharedFile { file, offset } = backing {
+        let mut done = run.start;
+        let mut visit_data = |data: PageRun| {
+            visit(data);
+            done = data.end();
+        };
+        if each_extent(file.as_fd(), *offset, run, &mut visit_data).is_err() {
+            visit(PageRun::new(done, PageCount(run.end().0 - done.0)));
+        }
+    } else {
+        visit(run);
+    }
+}
+
+/// Calls `visit` for every extent of data of `file` inside `run`, in order, widened to whole pages.
+fn each_extent(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    run: PageRun,
+    mut visit: impl FnMut(PageRun),
+) -> nix::Result<()> {
+    let end = run.end().byte_offset();
+    let mut at = run.byte_offset();
+    while at < end {
+        let data = match lseek(file, (offset + at) as i64, Whence::SeekData) {
+            Ok(data) => (data as u64 - offset) / PAGE_BYTES as u64 * PAGE_BYTES as u64,
+            // No data from here to the end of the file.
+            Err(Errno::ENXIO) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        if data >= end {
+            return Ok(());
+        }
+        let hole = lseek(file, (offset + data) as i64, Whence::SeekHole)? as u64 - offset;
+        let first = PageIndex::containing(data.max(at));
+        let after = hole.min(end).div_ceil(PAGE_BYTES as u64);
+        // A writer may have punched the extent between the two calls; the next search then begins behind it.
+        let after = after.max(first.0 + 1);
+        visit(PageRun::new(first, PageCount(after - first.0)));
+        at = after * PAGE_BYTES as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Regions of the `vm-memory` crate as RAM blocks.
