@@ -105,6 +105,14 @@ pub enum SaveProblem {
         /// The limit.
         maximum: usize,
     },
+    /// An array that shares its count field with another one, of a different length.
+    #[error("{got} elements, but the count field says {count}")]
+    CountMismatch {
+        /// Elements in the device.
+        got: usize,
+        /// The count field's value.
+        count: ScalarValue,
+    },
     /// A bitmap whose words do not fit its count of bits, or with more bits than the device's own limit.
     #[error("{got} words in a bitmap of {bits} bits; at most {maximum} bits can be saved")]
     BitmapLength {

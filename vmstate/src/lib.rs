@@ -21,4 +21,6 @@ pub use limosa_vmstate_derive::VmState;
 pub use path::FieldPath;
 pub use scalar::{Count, Scalar, ScalarValue};
 pub use state::{HookOutcome, VmState};
+#[doc(hidden)]
+pub use subsection::{OptionalSubsection, is_subsection_name};
 pub use walk::{NESTING_MAX, Walk};

@@ -151,6 +151,7 @@ impl sealed::Sealed for Loader<'_> {}
 
 impl Walk for Loader<'_> {
     type Error = LoadError;
+    const SAVES: bool = false;
 
     fn carries(&self, version: u32) -> bool {
         version <= self.version

@@ -133,6 +133,14 @@ impl Saver {
         Ok(())
     }
 
+    /// Two arrays may share a count field; then they must be of one length.
+    fn check_count<C: Count>(&mut self, name: &'static str, count: C, got: usize) -> Result<(), SaveError> {
+        if count.to_count() == Some(got) {
+            return Ok(());
+        }
+        Err(self.error_in(name, SaveProblem::CountMismatch { got, count: count.value() }))
+    }
+
     fn error(&self, problem: SaveProblem) -> SaveError {
         SaveError { path: self.trail.to_path(), problem }
     }
@@ -147,6 +155,7 @@ impl sealed::Sealed for Saver {}
 
 impl Walk for Saver {
     type Error = SaveError;
+    const SAVES: bool = true;
 
     fn carries(&self, _version: u32) -> bool {
         true
@@ -216,9 +225,10 @@ impl Walk for Saver {
         &mut self,
         name: &'static str,
         elements: &mut Vec<T>,
-        _count: C,
+        count: C,
         _maximum: usize,
     ) -> Result<(), SaveError> {
+        self.check_count(name, count, elements.len())?;
         self.elements(name, elements)
     }
 
@@ -226,9 +236,10 @@ impl Walk for Saver {
         &mut self,
         name: &'static str,
         bytes: &mut Vec<u8>,
-        _count: C,
+        count: C,
         _maximum: usize,
     ) -> Result<(), SaveError> {
+        self.check_count(name, count, bytes.len())?;
         self.buffer(name, bytes)
     }
 

@@ -1,9 +1,39 @@
 //! How a subsection announces itself inside a body.
 
 use crate::input::{Input, InputError};
+use crate::state::VmState;
 
 /// The byte before a subsection's name (wire 1.2).
 const SUBSECTION: u8 = 0x05;
+
+/// Whether `name` is a subsection's name in a struct called `owner`: the owner's name and something more.
+#[doc(hidden)]
+pub const fn is_subsection_name(owner: &str, name: &str) -> bool {
+    let (owner, name) = (owner.as_bytes(), name.as_bytes());
+    if name.len() <= owner.len() {
+        return false;
+    }
+    // Slices cannot be compared in a constant.
+    let mut at = 0;
+    while at < owner.len() {
+        if owner[at] != name[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// What the `Option` of an optional subsection holds.
+#[doc(hidden)]
+pub trait OptionalSubsection {
+    /// The subsection.
+    type State: VmState;
+}
+
+impl<T: VmState> OptionalSubsection for Option<T> {
+    type State = T;
+}
 
 /// Appends the announcement of subsection `name`.
 ///

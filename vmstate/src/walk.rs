@@ -14,6 +14,8 @@ pub const NESTING_MAX: usize = 16;
 pub trait Walk: sealed::Sealed {
     /// Why a walk stops early.
     type Error;
+    /// Whether the walk saves; otherwise it loads.
+    const SAVES: bool;
 
     /// Whether a field that exists since `version` is on this wire. Always, when saving.
     fn carries(&self, version: u32) -> bool;
