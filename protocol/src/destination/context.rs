@@ -1,0 +1,42 @@
+//! What all states of a destination share.
+
+use super::interface::{DestinationAction, DestinationConfig};
+use std::collections::VecDeque;
+
+/// Most actions that wait at once (I11): two for an event, and twice that is what nobody fails to take.
+const ACTIONS_MAX: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) config: DestinationConfig,
+    actions: VecDeque<DestinationAction>,
+    /// The source has opened the return path, and it is not known to be lost.
+    pub(super) return_path_open: bool,
+    /// The shell has taken `StartGuest`: the guest may run here (I6).
+    pub(super) start_taken: bool,
+}
+
+impl Context {
+    pub(super) fn new(config: DestinationConfig) -> Self {
+        let actions = VecDeque::with_capacity(ACTIONS_MAX);
+        Self { config, actions, return_path_open: false, start_taken: false }
+    }
+
+    /// Queues an action.
+    pub(super) fn act(&mut self, action: DestinationAction) {
+        assert!(self.actions.len() < ACTIONS_MAX, "the shell takes no actions");
+        self.actions.push_back(action);
+    }
+
+    /// Hands the next action to the shell. From this moment it may have happened.
+    pub(super) fn take_action(&mut self) -> Option<DestinationAction> {
+        let action = self.actions.pop_front()?;
+        self.start_taken |= action == DestinationAction::StartGuest;
+        Some(action)
+    }
+
+    /// Forgets the actions that the shell has not taken.
+    pub(super) fn drop_actions(&mut self) {
+        self.actions.clear();
+    }
+}

@@ -1,0 +1,150 @@
+//! The words between the destination machine and its shell.
+
+use crate::error::{Loss, Unexpected};
+use limosa_wire::{Command, ReturnMessage, SectionId};
+
+/// Settings of one incoming migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationConfig {
+    /// The link has a way back. A source that opens a return path over one that has none is refused.
+    pub bidirectional: bool,
+    /// Acknowledge the switchover as soon as the return path opens; a source that does not wait for it ignores it.
+    pub switchover_ack: bool,
+    /// Every live section must have ended before EOF. `true` for a live migration: without END(ram) nobody
+    /// knows that all RAM is here. A background snapshot of QEMU has no END(ram) (wire 3.5); whoever loads one
+    /// says `false`.
+    pub require_end_sections: bool,
+    /// EOF is followed by a vmdescription, and the guest is not run before it is read whole. Only machines with
+    /// `suppress-vmdesc` send none (wire 1.5), and no stream says so: with `false` EOF is the end.
+    pub require_vmdescription: bool,
+}
+
+/// What the shell must do next. Actions are done in order, one at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationAction {
+    /// Write this to the return path and flush. No answer, only [`DestinationEvent::Lost`] if it could not leave.
+    Send(ReturnMessage),
+    /// **The commit point of this side.** Take the guest over, into the run state that the source or the user
+    /// wants: running, or paused. Answer: [`DestinationEvent::GuestStarted`] or [`DestinationEvent::StartFailed`].
+    StartGuest,
+    /// Close the link and release everything; the outcome is known. No answer.
+    Finish,
+}
+
+/// What the shell tells the machine, in the order of the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DestinationEvent {
+    /// Magic and version are read and right.
+    HeaderRead,
+    /// The configuration is read and fits this machine.
+    ConfigurationChecked,
+    /// The configuration does not fit; the shell keeps the reason.
+    ConfigurationRefused,
+    /// A command is read.
+    CommandRead(Command),
+    /// The header of a section is read, and of START and FULL the entry is found and the version accepted.
+    SectionOpened {
+        /// The number that the source gave it.
+        id: SectionId,
+        /// Which header.
+        kind: SectionKind,
+    },
+    /// Body and footer of the open section are loaded.
+    SectionLoaded {
+        /// Its number.
+        id: SectionId,
+    },
+    /// EOF is read.
+    EndOfStream,
+    /// The vmdescription is read whole.
+    VmDescriptionRead,
+    /// A header or body could not be accepted; the shell keeps the error.
+    LoadFailed {
+        /// The section, if it had opened.
+        section: Option<SectionId>,
+    },
+    /// A direction of the link is gone, or carries something that is no stream.
+    Lost(Loss),
+    /// The guest is ours.
+    GuestStarted,
+    /// The guest could not be started and does not run.
+    StartFailed,
+    /// The user calls it off.
+    Cancel,
+}
+
+/// Header of a section, as far as the machine cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SectionKind {
+    /// First piece of a live entry.
+    Start(EntryIndex),
+    /// Another piece of one.
+    Part,
+    /// Its last piece.
+    End,
+    /// A device, whole.
+    Full(EntryIndex),
+}
+
+/// Position of the addressed entry in the shell's savevm list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryIndex(pub u32);
+
+impl Default for DestinationConfig {
+    fn default() -> Self {
+        Self {
+            bidirectional: true,
+            switchover_ack: false,
+            require_end_sections: true,
+            require_vmdescription: true,
+        }
+    }
+}
+
+impl SectionKind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Start(_) => "START",
+            Self::Part => "PART",
+            Self::End => "END",
+            Self::Full(_) => "FULL",
+        }
+    }
+}
+
+impl DestinationEvent {
+    pub(super) fn as_unexpected(&self) -> Unexpected {
+        match self {
+            Self::HeaderRead => Unexpected::named("header"),
+            Self::ConfigurationChecked | Self::ConfigurationRefused => Unexpected::named("configuration"),
+            Self::CommandRead(Command::Ping(value)) => Unexpected::valued("PING", *value),
+            Self::CommandRead(command) => Unexpected::named(command_name(command)),
+            Self::SectionOpened { id, kind } => Unexpected::valued(kind.name(), id.0),
+            Self::SectionLoaded { id } => Unexpected::valued("footer", id.0),
+            Self::EndOfStream => Unexpected::named("EOF"),
+            Self::VmDescriptionRead => Unexpected::named("vmdescription"),
+            Self::LoadFailed { .. } => Unexpected::named("LoadFailed"),
+            Self::Lost(_) => Unexpected::named("Lost"),
+            Self::GuestStarted => Unexpected::named("GuestStarted"),
+            Self::StartFailed => Unexpected::named("StartFailed"),
+            Self::Cancel => Unexpected::named("Cancel"),
+        }
+    }
+}
+
+/// The protocol's name of a command.
+pub(super) const fn command_name(command: &Command) -> &'static str {
+    match command {
+        Command::OpenReturnPath => "OPEN_RETURN_PATH",
+        Command::Ping(_) => "PING",
+        Command::PostcopyAdvise(_) => "POSTCOPY_ADVISE",
+        Command::PostcopyListen => "POSTCOPY_LISTEN",
+        Command::PostcopyRun => "POSTCOPY_RUN",
+        Command::PostcopyRamDiscard { .. } => "POSTCOPY_RAM_DISCARD",
+        Command::Packaged { .. } => "PACKAGED",
+        Command::EnableColo => "ENABLE_COLO",
+        Command::PostcopyResume => "POSTCOPY_RESUME",
+        Command::RecvBitmap { .. } => "RECV_BITMAP",
+        Command::SwitchoverStart => "SWITCHOVER_START",
+    }
+}

@@ -1,0 +1,113 @@
+//! How a destination ended.
+
+use crate::error::{Loss, ProtocolError};
+use crate::status::{GuestFate, MigrationStatus};
+use limosa_wire::SectionId;
+
+/// How an incoming migration ended, and where the guest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationOutcome {
+    /// What happened.
+    pub ending: DestinationEnding,
+    /// Whose the guest is. `OnSource` means that it never ran here and never will; whether the source can and
+    /// will run it is for the source to know.
+    pub fate: GuestFate,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationEnding {
+    /// The guest is here.
+    Completed {
+        /// SHUT(0) was sent. `false`: there is no return path, or it was lost before.
+        told_source: bool,
+        /// What went wrong when it could not matter any more.
+        late_failure: Option<DestinationFailure>,
+    },
+    /// It will never run here.
+    Failed(DestinationFailure),
+    /// The user called it off; it will never run here.
+    Cancelled,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DestinationFailure {
+    /// The connection, or the bytes on it.
+    #[error(transparent)]
+    Lost(Loss),
+    /// The source is another kind of machine.
+    #[error("the source's configuration does not fit this machine")]
+    Configuration,
+    /// A section was not accepted.
+    #[error("loading {} failed", section_or_header(.section))]
+    Load {
+        /// The section, if it had opened.
+        section: Option<SectionId>,
+    },
+    /// Something out of order.
+    #[error(transparent)]
+    Protocol(ProtocolError),
+    /// A command that this version knows and does not do.
+    #[error("command {command} is not supported")]
+    Unsupported {
+        /// Its name.
+        command: &'static str,
+    },
+    /// The source wants answers over a link that has no way back.
+    #[error("the source opened a return path on a link that has none")]
+    NoReturnPath,
+    /// A number was given twice.
+    #[error("section id {:#x} is in use", id.0)]
+    DuplicateId {
+        /// The number.
+        id: SectionId,
+    },
+    /// An entry was sent twice.
+    #[error("section {:#x} is for an entry that another section has set already", id.0)]
+    DuplicateEntry {
+        /// The second section.
+        id: SectionId,
+    },
+    /// A piece of a section that was not started, is a device, or has ended.
+    #[error("{kind} for section {:#x}, which is not a live one under way", id.0)]
+    NotLive {
+        /// PART or END.
+        kind: &'static str,
+        /// The number.
+        id: SectionId,
+    },
+    /// Too many sections for any machine.
+    #[error("more than {limit} sections")]
+    TooManySections {
+        /// The most that are accepted.
+        limit: usize,
+    },
+    /// EOF came while live state was still missing.
+    #[error("EOF before the END of section {:#x}", id.0)]
+    Unended {
+        /// The first section that had not ended.
+        id: SectionId,
+    },
+    /// The host did not take the guest over.
+    #[error("the guest could not be started")]
+    Start,
+}
+
+impl DestinationOutcome {
+    /// The status that goes with it.
+    pub const fn status(&self) -> MigrationStatus {
+        match self.ending {
+            DestinationEnding::Completed { .. } => MigrationStatus::Completed,
+            DestinationEnding::Failed(_) => MigrationStatus::Failed,
+            DestinationEnding::Cancelled => MigrationStatus::Cancelled,
+        }
+    }
+}
+
+fn section_or_header(section: &Option<SectionId>) -> String {
+    match section {
+        Some(id) => format!("section {:#x}", id.0),
+        None => "a section header".to_owned(),
+    }
+}

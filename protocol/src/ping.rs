@@ -1,0 +1,163 @@
+//! What each PING of ours is for, and which PONG answers it.
+//!
+//! A destination answers pings in stream order, after it has processed everything before them. So a PONG is a
+//! proof, and the value says of what. A QEMU destination gives the same proof: it echoes any value.
+
+use std::fmt;
+
+/// Highest number of a round; also the limit on their count (I11). The values of round pings have 28 bits for it:
+/// at a round per millisecond that is three days.
+pub const ROUNDS_MAX: u32 = 0x0fff_ffff;
+
+// QEMU uses 1 to 4 and 0x42, and 0x4c49_4d31 asks for our extensions: all outside of these.
+const SETUP: u32 = 0x4c00_0001;
+const SWITCHOVER: u32 = 0x4c00_0002;
+const ROUND_BASE: u32 = 0x5000_0000;
+
+/// What a PING asks. Zero is nobody's value (I9), so a defaulted answer satisfies no wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PingPurpose {
+    /// Is anyone there? Sent first, with the value that QEMU uses for the same question.
+    Open,
+    /// Do you accept the configuration, the block list and the versions?
+    Setup,
+    /// Have you processed everything of this round (I5)? Counted from 1.
+    Round(u32),
+    /// Have you loaded every device?
+    Switchover,
+}
+
+/// What a PONG turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pong {
+    /// The answer that is waited for.
+    Awaited,
+    /// The answer to a ping that nobody waits for any more.
+    Earlier,
+    /// Answers nothing that was asked.
+    Unasked,
+}
+
+/// Remembers what was asked, so that an answer can be told from an invention.
+#[derive(Debug, Default)]
+pub(crate) struct PingLedger {
+    open: bool,
+    setup: bool,
+    last_round: u32,
+    switchover: bool,
+    awaited: Option<PingPurpose>,
+}
+
+impl PingPurpose {
+    /// The value on the wire.
+    ///
+    /// # Panics
+    /// If a round's number is zero or above [`ROUNDS_MAX`].
+    pub fn value(self) -> u32 {
+        match self {
+            Self::Open => 1,
+            Self::Setup => SETUP,
+            Self::Round(number) => {
+                assert!((1..=ROUNDS_MAX).contains(&number), "round {number} has no ping");
+                ROUND_BASE + number
+            }
+            Self::Switchover => SWITCHOVER,
+        }
+    }
+
+    /// The purpose of a value of ours; `None` for anybody else's.
+    pub fn from_value(value: u32) -> Option<Self> {
+        match value {
+            1 => Some(Self::Open),
+            SETUP => Some(Self::Setup),
+            SWITCHOVER => Some(Self::Switchover),
+            _ => match value.checked_sub(ROUND_BASE)? {
+                number @ 1..=ROUNDS_MAX => Some(Self::Round(number)),
+                _ => None,
+            },
+        }
+    }
+}
+
+impl fmt::Display for PingPurpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("open"),
+            Self::Setup => f.write_str("setup"),
+            Self::Round(number) => write!(f, "round {number}"),
+            Self::Switchover => f.write_str("switchover"),
+        }
+    }
+}
+
+impl PingLedger {
+    /// Notes a ping that nobody waits for.
+    pub(crate) fn ask(&mut self, purpose: PingPurpose) {
+        match purpose {
+            PingPurpose::Open => self.open = true,
+            PingPurpose::Setup => self.setup = true,
+            PingPurpose::Round(number) => self.last_round = number,
+            PingPurpose::Switchover => self.switchover = true,
+        }
+    }
+
+    /// Notes a ping whose answer is waited for.
+    pub(crate) fn ask_and_wait(&mut self, purpose: PingPurpose) {
+        assert!(self.awaited.is_none(), "waits for {:?} already", self.awaited);
+        self.ask(purpose);
+        self.awaited = Some(purpose);
+    }
+
+    /// Judges an answer. The awaited one is waited for no more.
+    pub(crate) fn answered(&mut self, value: u32) -> Pong {
+        let Some(purpose) = PingPurpose::from_value(value) else { return Pong::Unasked };
+        if self.awaited == Some(purpose) {
+            self.awaited = None;
+            return Pong::Awaited;
+        }
+        let asked = match purpose {
+            PingPurpose::Open => self.open,
+            PingPurpose::Setup => self.setup,
+            PingPurpose::Round(number) => number <= self.last_round,
+            PingPurpose::Switchover => self.switchover,
+        };
+        if asked { Pong::Earlier } else { Pong::Unasked }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_purpose_has_a_value_of_its_own_that_nobody_else_uses() {
+        let purposes = [
+            PingPurpose::Open,
+            PingPurpose::Setup,
+            PingPurpose::Switchover,
+            PingPurpose::Round(1),
+            PingPurpose::Round(ROUNDS_MAX),
+        ];
+        for purpose in purposes {
+            assert_eq!(PingPurpose::from_value(purpose.value()), Some(purpose));
+        }
+        // Nothing, QEMU's other pings, our request for extensions, a round zero.
+        for value in [0, 2, 3, 4, 0x42, 0x4c49_4d31, ROUND_BASE] {
+            assert_eq!(PingPurpose::from_value(value), None, "{value:#x}");
+        }
+    }
+
+    #[test]
+    fn an_answer_satisfies_its_own_wait_once_and_no_other() {
+        let mut ledger = PingLedger::default();
+        ledger.ask(PingPurpose::Open);
+        ledger.ask_and_wait(PingPurpose::Round(2));
+        assert_eq!(ledger.answered(0), Pong::Unasked);
+        assert_eq!(ledger.answered(PingPurpose::Round(3).value()), Pong::Unasked);
+        assert_eq!(ledger.answered(PingPurpose::Setup.value()), Pong::Unasked);
+        assert_eq!(ledger.answered(PingPurpose::Round(1).value()), Pong::Earlier);
+        assert_eq!(ledger.answered(PingPurpose::Open.value()), Pong::Earlier);
+        assert_eq!(ledger.answered(PingPurpose::Round(2).value()), Pong::Awaited);
+        assert_eq!(ledger.answered(PingPurpose::Round(2).value()), Pong::Earlier);
+    }
+}

@@ -1,0 +1,184 @@
+//! What all states of a source share.
+
+use super::config::{ParameterChange, SourceConfig};
+use super::interface::{Pending, SourceAction, SourceEvent, return_message};
+use super::outcome::SourceFailure;
+use super::report::{SourceCounters, Timeline};
+use super::state::{State, refused};
+use crate::convergence::Convergence;
+use crate::ping::{PingLedger, PingPurpose, Pong};
+use crate::token_bucket::TokenBucket;
+use limosa_pages::ByteCount;
+use limosa_wire::{Command, ReturnMessage};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Most actions that wait at once (I11). The longest list is that of the first moment, OPEN_RETURN_PATH, PING and
+/// setup; a step adds at most two to what the shell has not taken yet, and it takes all after every event.
+const ACTIONS_MAX: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) config: SourceConfig,
+    actions: VecDeque<SourceAction>,
+    pings: PingLedger,
+    pub(super) bucket: TokenBucket,
+    pub(super) convergence: Convergence,
+    pub(super) counters: SourceCounters,
+    pub(super) timeline: Timeline,
+    /// The shell has taken `StopVm`: the guest may be stopped, and is ours to resume.
+    pub(super) vm_stop_taken: bool,
+    /// The shell has taken `SendEnd`: the guest may run on the destination (I6).
+    pub(super) end_taken: bool,
+    pub(super) cancel_refused: bool,
+    acknowledged: bool,
+}
+
+/// What is left of an event after the rules that hold in every state.
+pub(super) enum Screened {
+    /// The state must see it.
+    Pass(SourceEvent),
+    /// It is dealt with.
+    Done,
+    /// The user calls the migration off, and may.
+    Cancelled,
+}
+
+impl Context {
+    pub(super) fn new(config: SourceConfig, now: Instant) -> Self {
+        Self {
+            actions: VecDeque::with_capacity(ACTIONS_MAX),
+            pings: PingLedger::default(),
+            bucket: TokenBucket::new(config.max_bandwidth, now),
+            convergence: Convergence::new(config.convergence.clone(), now),
+            counters: SourceCounters::default(),
+            timeline: Timeline::new(now),
+            vm_stop_taken: false,
+            end_taken: false,
+            cancel_refused: false,
+            acknowledged: !config.switchover_ack,
+            config,
+        }
+    }
+
+    /// Queues an action.
+    pub(super) fn act(&mut self, action: SourceAction) {
+        assert!(self.actions.len() < ACTIONS_MAX, "the shell takes no actions");
+        self.actions.push_back(action);
+    }
+
+    /// Hands the next action to the shell. From this moment it may have happened.
+    pub(super) fn take_action(&mut self) -> Option<SourceAction> {
+        let action = self.actions.pop_front()?;
+        match action {
+            SourceAction::StopVm => self.vm_stop_taken = true,
+            SourceAction::SendEnd => self.end_taken = true,
+            _ => {}
+        }
+        Some(action)
+    }
+
+    /// Forgets the actions that the shell has not taken.
+    pub(super) fn drop_actions(&mut self) {
+        self.actions.clear();
+    }
+
+    pub(super) fn ping(&mut self, purpose: PingPurpose) {
+        self.pings.ask(purpose);
+        self.act(SourceAction::SendCommand(Command::Ping(purpose.value())));
+    }
+
+    pub(super) fn ping_and_wait(&mut self, purpose: PingPurpose) {
+        self.pings.ask_and_wait(purpose);
+        self.act(SourceAction::SendCommand(Command::Ping(purpose.value())));
+    }
+
+    /// Whether the destination has acknowledged the switchover, where it must.
+    pub(super) const fn may_switch_over(&self) -> bool {
+        self.acknowledged
+    }
+
+    pub(super) fn synced(&mut self, pending: Pending) {
+        self.counters.sync_count += 1;
+        self.counters.pending = pending;
+    }
+
+    pub(super) fn iterated(&mut self, sent: ByteCount, pending: Pending, now: Instant) {
+        self.bucket.spend(sent, now);
+        self.counters.slices += 1;
+        self.counters.bytes_sent += sent;
+        self.counters.pending = pending;
+    }
+
+    pub(super) fn sent_in_downtime(&mut self, sent: ByteCount) {
+        self.counters.bytes_sent += sent;
+        self.counters.downtime_bytes += sent;
+    }
+
+    /// Applies the rules that hold in every state but the last two.
+    pub(super) fn screen(
+        &mut self,
+        event: SourceEvent,
+        state: &State,
+        now: Instant,
+    ) -> Result<Screened, SourceFailure> {
+        match event {
+            SourceEvent::Cancel if self.end_taken => {
+                self.cancel_refused = true;
+                Ok(Screened::Done)
+            }
+            SourceEvent::Cancel => Ok(Screened::Cancelled),
+            SourceEvent::SetParameters(change) => {
+                self.change(change, now);
+                Ok(pass_if(matches!(state, State::Throttled(_)), event))
+            }
+            SourceEvent::Continue => Ok(pass_if(matches!(state, State::PreSwitchover(_)), event)),
+            SourceEvent::Timeout => {
+                Ok(pass_if(state.deadline().is_some_and(|deadline| deadline <= now), event))
+            }
+            SourceEvent::HandlerFailed { step } => Err(SourceFailure::Handler(step)),
+            SourceEvent::Lost(loss) if !self.end_taken => Err(SourceFailure::Lost(loss)),
+            SourceEvent::Return(message) => self.screen_answer(message, state),
+            event => Ok(Screened::Pass(event)),
+        }
+    }
+
+    fn screen_answer(&mut self, message: ReturnMessage, state: &State) -> Result<Screened, SourceFailure> {
+        let broken_rule = |expected| Err(refused(state.name(), expected, return_message(&message)));
+        if !self.config.return_path {
+            return broken_rule("no return path");
+        }
+        match message {
+            ReturnMessage::Pong(value) => match self.pings.answered(value) {
+                Pong::Awaited => Ok(Screened::Pass(SourceEvent::Return(message))),
+                Pong::Earlier => Ok(Screened::Done),
+                Pong::Unasked => broken_rule("the answer to a ping of ours"),
+            },
+            ReturnMessage::SwitchoverAck => {
+                self.acknowledged = true;
+                Ok(pass_if(matches!(state, State::Resting(_)), SourceEvent::Return(message)))
+            }
+            ReturnMessage::Shut(_) if self.end_taken => Ok(Screened::Pass(SourceEvent::Return(message))),
+            // I7: success before the end was sent is no success.
+            ReturnMessage::Shut(0) => broken_rule("no success before the end of the stream"),
+            ReturnMessage::Shut(code) => Err(SourceFailure::Refused { code }),
+            _ => broken_rule("no message of postcopy"),
+        }
+    }
+
+    fn change(&mut self, change: ParameterChange, now: Instant) {
+        if let Some(limit) = change.downtime_limit {
+            self.convergence.set_downtime_limit(limit);
+        }
+        if let Some(rate) = change.max_bandwidth {
+            self.bucket.set_rate(rate, now);
+        }
+        if let Some(rate) = change.switchover_bandwidth {
+            self.convergence.set_switchover_bandwidth(rate);
+        }
+    }
+}
+
+fn pass_if(wanted: bool, event: SourceEvent) -> Screened {
+    if wanted { Screened::Pass(event) } else { Screened::Done }
+}

@@ -1,0 +1,144 @@
+//! The source of a migration, as a machine.
+
+mod commit;
+mod config;
+mod context;
+mod interface;
+mod outcome;
+mod precopy;
+mod report;
+mod setup;
+mod state;
+mod switchover;
+#[cfg(test)]
+mod tests;
+mod unwind;
+
+pub use config::{ParameterChange, SourceConfig, SourceTimeouts};
+pub use interface::{Pending, SourceAction, SourceEvent, SourceStep};
+pub use outcome::{SourceEnding, SourceFailure, SourceOutcome, Wait};
+pub use precopy::{EMPTY_SLICES_MAX, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX};
+pub use report::{SourceCounters, Timeline};
+
+use crate::ping::ROUNDS_MAX;
+use crate::status::MigrationStatus;
+use crate::units::BytesPerSecond;
+use context::{Context, Screened};
+use setup::SavingSetup;
+use state::State;
+use std::time::{Duration, Instant};
+
+/// The source's half of a precopy migration.
+///
+/// Setup, rounds of precopy, switchover, commit point, last word. Whatever goes wrong before the commit point
+/// ([`SourceAction::SendEnd`] taken from [`Self::poll_action`]) ends with the guest running here; whatever goes
+/// wrong after it, with the guest stopped here and the outcome in doubt, unless the destination says that it
+/// refuses (I6).
+///
+/// The shell calls [`Self::poll_action`] until it is empty after every [`Self::handle`], does what it says, and
+/// hands in what comes of it.
+#[derive(Debug)]
+pub struct Source {
+    /// `None` only inside of `handle`.
+    state: Option<State>,
+    context: Context,
+}
+
+impl Source {
+    /// A migration that begins `now`, over a link that is connected and carries header and configuration already.
+    ///
+    /// # Panics
+    /// If the configuration wants acknowledgements without a return path, or more than [`ROUNDS_MAX`] rounds.
+    pub fn new(config: SourceConfig, now: Instant) -> Self {
+        assert!(
+            config.return_path || !config.switchover_ack,
+            "no return path to acknowledge the switchover on"
+        );
+        assert!(config.rounds_max <= ROUNDS_MAX, "rounds_max {} above {ROUNDS_MAX}", config.rounds_max);
+        let mut context = Context::new(config, now);
+        let state = Some(SavingSetup::enter(&mut context));
+        Self { state, context }
+    }
+
+    /// Takes in what happened. Anything illegal leads to the failure path of the present phase, never to a panic.
+    pub fn handle(&mut self, event: SourceEvent, now: Instant) {
+        let state = self.state.take().expect("handle does not nest");
+        self.state = Some(self.next(state, event, now));
+        if self.outcome().is_some() {
+            self.context.timeline.ended.get_or_insert(now);
+        }
+    }
+
+    fn next(&mut self, state: State, event: SourceEvent, now: Instant) -> State {
+        let context = &mut self.context;
+        let next = if matches!(state, State::Resuming(_) | State::Finished(_)) {
+            // Nothing leads back from the end.
+            state.on(event, context, now)
+        } else {
+            match context.screen(event, &state, now) {
+                Ok(Screened::Pass(event)) => state.on(event, context, now),
+                Ok(Screened::Done) => Ok(state),
+                Ok(Screened::Cancelled) => Ok(unwind::resume(SourceEnding::Cancelled, context)),
+                Err(failure) => Err(failure),
+            }
+        };
+        next.unwrap_or_else(|failure| unwind::fail(failure, context))
+    }
+
+    /// The next thing to do. From the moment it is handed out it counts as possibly done.
+    pub fn poll_action(&mut self) -> Option<SourceAction> {
+        self.context.take_action()
+    }
+
+    /// When to hand in [`SourceEvent::Timeout`], if nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.state().deadline()
+    }
+
+    /// How it ended; `None` while it goes on. [`SourceAction::Finish`] may still have to be taken.
+    pub fn outcome(&self) -> Option<&SourceOutcome> {
+        match self.state() {
+            State::Finished(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Where it stands, in QEMU's words. `Failed` appears as soon as that is certain, before the guest is resumed.
+    pub fn status(&self) -> MigrationStatus {
+        self.state().status()
+    }
+
+    /// The state's name, for logs and tests.
+    pub fn state_name(&self) -> &'static str {
+        self.state().name()
+    }
+
+    /// Whether a cancel would still be obeyed. From the commit point on it is refused.
+    pub fn may_cancel(&self) -> bool {
+        !self.context.end_taken && self.outcome().is_none()
+    }
+
+    /// Sums so far.
+    pub const fn counters(&self) -> &SourceCounters {
+        &self.context.counters
+    }
+
+    /// When the phases ended.
+    pub const fn timeline(&self) -> &Timeline {
+        &self.context.timeline
+    }
+
+    /// The measured rate of the link; `None` before the first round has ended.
+    pub const fn bandwidth(&self) -> Option<BytesPerSecond> {
+        self.context.convergence.bandwidth()
+    }
+
+    /// What a switchover would have cost at the last sync; `None` while that cannot be estimated.
+    pub const fn expected_downtime(&self) -> Option<Duration> {
+        self.context.convergence.expected_downtime()
+    }
+
+    fn state(&self) -> &State {
+        self.state.as_ref().expect("set outside of handle")
+    }
+}

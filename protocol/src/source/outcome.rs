@@ -1,0 +1,109 @@
+//! How a source ended.
+
+use super::interface::SourceStep;
+use crate::error::{Loss, ProtocolError};
+use crate::status::{GuestFate, MigrationStatus};
+use std::fmt;
+use std::time::Duration;
+
+/// How an outgoing migration ended, and where the guest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceOutcome {
+    /// What happened.
+    pub ending: SourceEnding,
+    /// Whose the guest is.
+    pub fate: GuestFate,
+    /// The guest is ours and should run, but resuming it failed: it stands stopped here.
+    pub resume_failed: bool,
+    /// The user cancelled after the commit point, when only the destination could still decide.
+    pub cancel_refused: bool,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEnding {
+    /// The destination has the guest.
+    Completed {
+        /// It said so. `false`: there was no return path to say it on.
+        confirmed: bool,
+    },
+    /// Something went wrong.
+    Failed(SourceFailure),
+    /// The user called it off.
+    Cancelled,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceFailure {
+    /// The connection.
+    #[error(transparent)]
+    Lost(Loss),
+    /// A handler on this side.
+    #[error("{0} failed")]
+    Handler(SourceStep),
+    /// The destination, or the shell, broke the rules.
+    #[error(transparent)]
+    Protocol(ProtocolError),
+    /// The destination did not answer.
+    #[error("no answer within {limit:?} to {wait}")]
+    TimedOut {
+        /// The question.
+        wait: Wait,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The destination said SHUT with a code that is not zero: it does not run the guest.
+    #[error("the destination refused with code {code}")]
+    Refused {
+        /// The code.
+        code: u32,
+    },
+    /// The guest dirties memory faster than it can be sent.
+    #[error("not converged after {rounds} rounds")]
+    NotConverging {
+        /// Rounds done.
+        rounds: u32,
+    },
+    /// The live handlers owe bytes and send none.
+    #[error("{slices} slices in a row sent nothing of what is owed")]
+    NoProgress {
+        /// Empty slices.
+        slices: u32,
+    },
+}
+
+/// What the source was waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wait {
+    /// The proof that setup was accepted.
+    Setup,
+    /// The barrier at the end of a round.
+    Round(u32),
+    /// The proof that every device is loaded.
+    Devices,
+    /// The last word.
+    Shut,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setup => f.write_str("the setup"),
+            Self::Round(number) => write!(f, "the barrier of round {number}"),
+            Self::Devices => f.write_str("the device state"),
+            Self::Shut => f.write_str("the end of the stream"),
+        }
+    }
+}
+
+impl SourceOutcome {
+    /// The status that goes with it.
+    pub const fn status(&self) -> MigrationStatus {
+        match self.ending {
+            SourceEnding::Completed { .. } => MigrationStatus::Completed,
+            SourceEnding::Failed(_) => MigrationStatus::Failed,
+            SourceEnding::Cancelled => MigrationStatus::Cancelled,
+        }
+    }
+}
