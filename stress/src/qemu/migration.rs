@@ -1,0 +1,101 @@
+//! A QEMU's migrations: told over its monitor, waited for by its events.
+
+use super::process::{PATIENCE, Qemu, QemuError};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+impl Qemu {
+    /// Turns migration capabilities on or off.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn set_capabilities(&mut self, states: &[(&str, bool)]) -> Result<(), QemuError> {
+        let states: Vec<Value> =
+            states.iter().map(|(name, state)| json!({ "capability": name, "state": state })).collect();
+        self.execute("migrate-set-capabilities", json!({ "capabilities": states })).map(drop)
+    }
+
+    /// Sets migration parameters, an object under QEMU's names.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn set_parameters(&mut self, parameters: Value) -> Result<(), QemuError> {
+        self.execute("migrate-set-parameters", parameters).map(drop)
+    }
+
+    /// Begins to send the guest to `uri`; the end is told by [`Self::wait_migrated`].
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn migrate(&mut self, uri: &str) -> Result<(), QemuError> {
+        self.execute("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Begins to listen at `uri`. From 9.1 on a failed load leaves the process alive, so that it can be asked for
+    /// the reason; before, it ends.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn migrate_incoming(&mut self, uri: &str) -> Result<(), QemuError> {
+        let stays = self.execute("migrate-incoming", json!({ "uri": uri, "exit-on-error": false }));
+        match stays {
+            Err(QemuError::Monitor { source, .. }) if source.to_string().contains("exit-on-error") => {
+                self.execute("migrate-incoming", json!({ "uri": uri })).map(drop)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// The TCP address it listens at after [`Self::migrate_incoming`] with port 0: `host:port`.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn incoming_address(&mut self) -> Result<String, QemuError> {
+        let answer = self.execute("query-migrate", json!({}))?;
+        let address = &answer["socket-address"][0];
+        let part = |name: &str| address[name].as_str().unwrap_or_default().to_owned();
+        Ok(format!("{}:{}", part("host"), part("port")))
+    }
+
+    /// Waits until the migration, outgoing or incoming, is `completed`.
+    ///
+    /// # Errors
+    /// [`QemuError::Migration`] if it failed or was cancelled, [`QemuError::TooLate`], or the monitor is gone.
+    pub fn wait_migrated(&mut self) -> Result<(), QemuError> {
+        self.wait_migration("completed")
+    }
+
+    /// Waits until the migration has the end `expected`: `completed`, `failed` or `cancelled`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_migrated`].
+    pub fn wait_migration(&mut self, expected: &'static str) -> Result<(), QemuError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let data = self.wait_event("MIGRATION", deadline)?;
+            let status = data["status"].as_str().unwrap_or_default();
+            if status == expected {
+                return Ok(());
+            }
+            if matches!(status, "completed" | "failed" | "cancelled") {
+                return Err(self.other_end(status.to_owned(), expected));
+            }
+        }
+    }
+
+    /// Waits until `pass` rounds over the dirty bitmap were made.
+    ///
+    /// # Errors
+    /// [`QemuError::TooLate`], or the monitor is gone.
+    pub fn wait_pass(&mut self, pass: u64) -> Result<(), QemuError> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.wait_event("MIGRATION_PASS", deadline)?["pass"].as_u64() < Some(pass) {}
+        Ok(())
+    }
+
+    fn other_end(&mut self, status: String, expected: &'static str) -> QemuError {
+        let answer = self.execute("query-migrate", json!({})).unwrap_or_default();
+        let description = answer["error-desc"].as_str().unwrap_or_default().to_owned();
+        QemuError::Migration { status, expected, description, stderr: self.stderr() }
+    }
+}
