@@ -11,8 +11,9 @@ use limosa_pages::{
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use std::any::Any;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
@@ -78,13 +79,13 @@ impl RamBlock {
 
     /// The first `length` bytes of the file at `path`, shared: what is in the file is in the guest, and back.
     ///
-    /// The file is created if missing and grown if shorter. Whoever shrinks it while it is mapped kills this process
+    /// The file is created if missing and grown if shorter; on hugetlbfs the block has its page size. Whoever shrinks it while it is mapped kills this process
     /// (`SIGBUS`): the file must be the user's own.
     ///
     /// # Errors
     /// A length that is not a positive multiple of 4 KiB, or what the kernel says.
     pub fn file(name: BlockName, path: &Path, length: ByteCount) -> Result<Self, RamError> {
-        let layout = checked_layout(name, length, PageSize::FOUR_KIB)?;
+        let file_error = |source| RamError::File { block: name.clone(), path: path.to_owned(), source };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -97,7 +98,9 @@ impl RamBlock {
                 }
                 Ok(file)
             })
-            .map_err(|source| RamError::File { block: layout.name.clone(), path: path.to_owned(), source })?;
+            .map_err(file_error)?;
+        let page_size = host_page_size(&file);
+        let layout = checked_layout(name, length, page_size)?;
         Self::over_file(layout, file.into(), false)
     }
 
@@ -336,6 +339,12 @@ impl RamBlock {
         let backing = Backing::SharedFile { file, offset: 0 };
         Ok(Self { layout, guest, alias, backing, begins_zero, _owner: None })
     }
+}
+
+/// The pages that back a shared mapping of `file`: 4 KiB, unless it lies on hugetlbfs.
+pub(crate) fn host_page_size(file: &File) -> PageSize {
+    let huge = fstatfs(file).ok().filter(|system| system.filesystem_type() == HUGETLBFS_MAGIC);
+    huge.and_then(|system| PageSize::new(system.block_size() as u64)).unwrap_or(PageSize::FOUR_KIB)
 }
 
 fn sealed_memfd(length: ByteCount) -> io::Result<OwnedFd> {
