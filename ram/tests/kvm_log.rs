@@ -11,10 +11,10 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::dirty_log::{ClearMode, DirtyLog, HostWrites, KvmDirtyLog, KvmSlot};
 use limosa_ram::{GuestRam, RamBlock};
-use ring::{Follower, StopOnDrop, left_out};
+use ring::{Follower, StopOnDrop, left_out, rounds_during};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const RAM: BlockId = BlockId(0);
 /// 160 MiB: more than two chunks of 64 MiB, the last of them not whole.
@@ -161,8 +161,8 @@ fn pass(vcpu: &mut VcpuFd, start: u64, end: u64, stride: u64, value: u64) {
     }
 }
 
-/// Passes over random ranges with random strides until told to stop.
-fn write_at_random(vcpu: &mut VcpuFd, stop: &AtomicBool) {
+/// Passes over random ranges with random strides until told to stop; counts them in `passes`.
+fn write_at_random(vcpu: &mut VcpuFd, passes: &AtomicU64, stop: &AtomicBool) {
     let mut seed = 1_u64;
     while !stop.load(Ordering::Relaxed) {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -171,6 +171,7 @@ fn write_at_random(vcpu: &mut VcpuFd, stop: &AtomicBool) {
         let stride = (1 + (seed >> 16) % 30) * PAGE_BYTES as u64;
         let end = (start + 200 * stride).min(DEVICE);
         pass(vcpu, start, end, stride, seed | 1);
+        passes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -189,18 +190,15 @@ fn follow_a_running_guest(mode: ClearMode) {
     let Some(mut guest) = guest() else { return };
     let mut log = guest.log(mode);
     let writes = Arc::clone(log.host_writes());
-    let stop = AtomicBool::new(false);
+    let (stop, passes) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let (ram, vcpu, stop) = (&guest.ram, &mut guest.vcpu, &stop);
-        scope.spawn(move || write_at_random(vcpu, stop));
+        let (ram, vcpu, stop, passes) = (&guest.ram, &mut guest.vcpu, &stop, &passes);
+        scope.spawn(move || write_at_random(vcpu, passes, stop));
         scope.spawn(move || emulate_device(ram, &writes, stop));
         let _stop = StopOnDrop(stop);
         let mut follower = Follower::start(ram, &mut log);
-        let mut seen = 0;
-        for _ in 0..30 {
-            seen += follower.round(&mut log).0;
-        }
-        assert!(seen > 0, "the guest wrote, the log saw nothing");
+        let seen = rounds_during(passes, 40, || follower.round(&mut log));
+        assert!(seen > PageCount(0), "the guest wrote, the log saw nothing");
         follower
     })
     .finish(&mut log);
@@ -223,14 +221,17 @@ fn a_copy_follows_a_running_guest_when_the_log_begins_all_dirty() {
 
 #[test]
 fn pages_that_appear_while_the_log_starts_are_not_lost() {
-    for _ in 0..10 {
+    for _ in 0..5 {
         let Some(mut guest) = guest() else { return };
         let mut log = guest.log(ClearMode::ManualInitiallySet);
-        let stop = AtomicBool::new(false);
+        let (stop, passes) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let (ram, vcpu, stop) = (&guest.ram, &mut guest.vcpu, &stop);
-            scope.spawn(move || write_at_random(vcpu, stop));
+            let (ram, vcpu, stop, passes) = (&guest.ram, &mut guest.vcpu, &stop, &passes);
+            scope.spawn(move || write_at_random(vcpu, passes, stop));
             let _stop = StopOnDrop(stop);
+            while passes.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
             Follower::start(ram, &mut log)
         })
         .finish(&mut log);

@@ -6,7 +6,7 @@ mod ring;
 use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::dirty_log::{DirtyLog, HostWrites, PagemapDirtyLog};
 use limosa_ram::{Evidence, GuestRam, RamBlock};
-use ring::{Follower, StopOnDrop, left_out};
+use ring::{Follower, StopOnDrop, left_out, rounds_during};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -41,13 +41,14 @@ fn word(block: &RamBlock, page: u64, index: u64) -> &AtomicU64 {
     unsafe { AtomicU64::from_ptr(block.guest_address().add(offset).as_ptr().cast()) }
 }
 
-/// Increments random words of the pages below `pages` of all blocks until told to stop.
-fn write_at_random(ram: &GuestRam, mut seed: u64, pages: u64, stop: &AtomicBool) {
+/// Increments random words of the pages below `pages` of all blocks until told to stop; counts them in `writes`.
+fn write_at_random(ram: &GuestRam, mut seed: u64, pages: u64, writes: &AtomicU64, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         for (_, block) in ram.iter() {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             word(block, (seed >> 40) % pages, (seed >> 20) % 512).fetch_add(1, Ordering::Relaxed);
         }
+        writes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -55,18 +56,15 @@ fn write_at_random(ram: &GuestRam, mut seed: u64, pages: u64, stop: &AtomicBool)
 fn no_write_is_lost_between_rounds_while_writers_race() {
     let ram = guest();
     let Some(mut log) = log_of(&ram) else { return };
-    let stop = AtomicBool::new(false);
+    let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         // One writer keeps to the first half, so that much is empty when the log looks; another spreads.
-        scope.spawn(|| write_at_random(&ram, 1, PAGES / 2, &stop));
-        scope.spawn(|| write_at_random(&ram, 2, PAGES, &stop));
+        scope.spawn(|| write_at_random(&ram, 1, PAGES / 2, &writes, &stop));
+        scope.spawn(|| write_at_random(&ram, 2, PAGES, &writes, &stop));
         let _stop = StopOnDrop(&stop);
         let mut follower = Follower::start(&ram, &mut log);
-        let mut seen = 0;
-        for _ in 0..30 {
-            seen += follower.round(&mut log).0;
-        }
-        assert!(seen > 0, "the writers wrote, the log saw nothing");
+        let seen = rounds_during(&writes, 100_000, || follower.round(&mut log));
+        assert!(seen > PageCount(0), "the writers wrote, the log saw nothing");
         // The scope ends the writers before the last look.
         follower
     })
@@ -78,13 +76,14 @@ fn starting_over_and_over_while_pages_appear_loses_none() {
     for seed in 0..20 {
         let ram = guest();
         let Some(mut log) = log_of(&ram) else { return };
-        let stop = AtomicBool::new(false);
+        let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            scope.spawn(|| write_at_random(&ram, seed, PAGES, &stop));
+            scope.spawn(|| write_at_random(&ram, seed, PAGES, &writes, &stop));
             let _stop = StopOnDrop(&stop);
-            let mut follower = Follower::start(&ram, &mut log);
-            follower.round(&mut log);
-            follower
+            while writes.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            Follower::start(&ram, &mut log)
         })
         .finish(&mut log);
     }

@@ -2,7 +2,7 @@
 
 use limosa_pages::{DirtyMap, PageCount, PageIndex, PageRun};
 use limosa_ram::{DirtyLog, GuestRam};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Says that a test was left out because the machine lacks `what`; a failure where nothing may be left out.
 pub(crate) fn left_out(what: &str, why: &dyn std::fmt::Display) {
@@ -18,6 +18,20 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// Calls `round` until `writes`, which writers count, has risen by `more`; returns the sum of what it returned.
+pub(crate) fn rounds_during(
+    writes: &AtomicU64,
+    more: u64,
+    mut round: impl FnMut() -> PageCount,
+) -> PageCount {
+    let enough = writes.load(Ordering::Relaxed) + more;
+    let mut seen = PageCount(0);
+    while writes.load(Ordering::Relaxed) < enough {
+        seen += round();
+    }
+    seen + round()
 }
 
 /// A second copy of guest RAM, kept up to date by nothing but a dirty log: what a migration does.
