@@ -10,16 +10,24 @@
 //! **Deliberately absent:** a guest operating system, firmware of others in anything that is kept.
 
 mod binary;
+mod captured;
+mod endpoint;
 mod memory;
 mod migration;
 mod payload;
 mod process;
+mod receive;
+mod replay;
 mod serial;
 mod setup;
 
 pub use binary::{Accelerator, Binary, Release};
+pub use captured::{CapturedBlock, CapturedGuest, PeerError, RecordCounts};
+pub use endpoint::{Connection, Endpoint, Transport};
 pub use memory::{Difference, Saved, Window, compare_pages};
 pub use payload::{FLASH_BYTES, Payload, SECTOR_BYTES, TICK_ADDRESS, WORKING_SET_START};
 pub use process::{PATIENCE, Qemu, QemuError};
+pub use receive::receive;
+pub use replay::Replay;
 pub use serial::{Line, Serial, lines_across};
 pub use setup::{Backing, Boot, Machine, Setup};

@@ -189,6 +189,17 @@ impl Qemu {
         }
     }
 
+    /// Waits until the guest finds a page that is not what it wrote; returns the page's guest-physical address.
+    ///
+    /// # Errors
+    /// [`QemuError::TooLate`].
+    pub fn wait_fault(&self) -> Result<u32, QemuError> {
+        match self.serial.wait(Instant::now() + PATIENCE, |line| matches!(line, Line::Fault(_))) {
+            Some(Line::Fault(page)) => Ok(page),
+            _ => Err(self.too_late("a fault of the guest's memory")),
+        }
+    }
+
     /// Bytes of guest-physical memory from `address` on. Meaningful when the guest is stopped.
     ///
     /// # Errors
