@@ -31,7 +31,7 @@ pub trait Input {
 #[derive(Debug, Error)]
 pub enum InputError {
     /// The stream is over.
-    #[error("the stream ends {missing} bytes too early")]
+    #[error("the stream ends here; bytes missing: {missing}")]
     Ended {
         /// Bytes that were asked for and not there.
         missing: usize,

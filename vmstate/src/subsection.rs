@@ -77,3 +77,17 @@ pub(crate) fn accept(input: &mut dyn Input, length: usize) -> Result<u32, InputE
     let version = *announcement.last_chunk().expect("an announcement has more than 4 bytes");
     Ok(u32::from_be_bytes(version))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subsections_name_is_its_owners_and_something_more() {
+        assert!(is_subsection_name("uart", "uart/fifo"));
+        assert!(is_subsection_name("uart", "uart2"));
+        assert!(!is_subsection_name("uart", "uart"));
+        assert!(!is_subsection_name("uart", "uar"));
+        assert!(!is_subsection_name("uart", "taru/fifo"));
+    }
+}
