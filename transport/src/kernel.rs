@@ -1,0 +1,50 @@
+//! The two calls that no crate wraps safely.
+//!
+//! Unsafe island: an `ioctl` with a pointer to our own integer, and the adoption of a descriptor that the process
+//! inherited.
+#![allow(unsafe_code, reason = "one ioctl, and the adoption of an inherited descriptor")]
+
+use crate::error::Failure;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// `SIOCOUTQ`, which has the number of `TIOCOUTQ`: bytes written that the peer has not acknowledged (`tcp(7)`,
+/// `unix(7)`: not received).
+pub(crate) fn socket_queue(fd: BorrowedFd<'_>) -> u64 {
+    ask(fd, libc::TIOCOUTQ)
+}
+
+/// `FIONREAD` of a pipe's writing end: bytes that nobody has read yet (`pipe(7)`).
+pub(crate) fn pipe_queue(fd: BorrowedFd<'_>) -> u64 {
+    ask(fd, libc::FIONREAD)
+}
+
+/// A question that is answered with a count in an `int`; 0 if this descriptor knows no answer.
+fn ask(fd: BorrowedFd<'_>, request: libc::Ioctl) -> u64 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: both requests write one `int` to the pointer, which is ours and outlives the call; the descriptor is
+    // open while borrowed.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut count) };
+    if result == 0 { u64::try_from(count).unwrap_or(0) } else { 0 }
+}
+
+/// Takes over the inherited descriptor `number`, once.
+///
+/// A descriptor that came through `execve` cannot have the close-on-exec flag, and everything that this process opens
+/// itself does have it. So a clear flag proves that the number is nobody's here; setting it makes the proof fail
+/// for whoever asks a second time.
+pub(crate) fn adopt_inherited(number: i32) -> Result<OwnedFd, Failure> {
+    let refuse = |reason| Failure::Descriptor { number, reason };
+    if number < 0 {
+        return Err(refuse("not a descriptor"));
+    }
+    // SAFETY: borrowed for two `fcntl` calls only, which answer EBADF if the number is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = fcntl(borrowed, FcntlArg::F_GETFD).map_err(|_| refuse("not open"))?;
+    if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
+        return Err(refuse("not inherited, or taken already"));
+    }
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: open, and owned by nobody in this process, by the argument above.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

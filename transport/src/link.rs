@@ -1,0 +1,476 @@
+//! A connected stream, and its two halves.
+
+use crate::descriptor::{Descriptor, Direction, Kind};
+use crate::error::{During, Failure, Role, TransportError};
+use crate::exec::Reaped;
+use crate::shutdown::{ShutdownHandle, Stop};
+use limosa_ram::{Gather, Scatter};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{SFlag, fstat};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Most that can be looked at without taking it: the longest thing by which a channel is told from another is the
+/// multifd init packet of 64 bytes (wire 4.2).
+pub const PEEK_BYTES_MAX: usize = 64;
+
+/// A connected byte stream. One owner; it moves.
+///
+/// Dropping it closes it. Whether the peer got everything is for the peer to say (invariant I7).
+#[derive(Debug)]
+pub struct Link {
+    reader: LinkReader,
+    writer: LinkWriter,
+}
+
+/// The receiving direction of a link.
+#[derive(Debug)]
+pub struct LinkReader {
+    half: Half,
+    /// Received by [`LinkReader::peek`], not yet handed out.
+    peeked: Vec<u8>,
+}
+
+/// The sending direction of a link.
+#[derive(Debug)]
+pub struct LinkWriter {
+    half: Half,
+}
+
+/// What both directions are made of.
+#[derive(Debug)]
+struct Half {
+    role: Role,
+    /// `None` if the link has no such direction, or it was finished.
+    descriptor: Option<Arc<Descriptor>>,
+    direction: Direction,
+    patience: Option<Duration>,
+    stop: Arc<Stop>,
+    child: Option<Arc<Reaped>>,
+}
+
+/// A descriptor for each direction that exists; twice the same for a socket.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) receiving: Option<Arc<Descriptor>>,
+    pub(crate) sending: Option<Arc<Descriptor>>,
+    pub(crate) stop: Arc<Stop>,
+    pub(crate) child: Option<Arc<Reaped>>,
+}
+
+impl Link {
+    pub(crate) fn new(ends: Ends, role: Role) -> Self {
+        let half = |descriptor, direction| Half {
+            role,
+            descriptor,
+            direction,
+            patience: None,
+            stop: Arc::clone(&ends.stop),
+            child: ends.child.clone(),
+        };
+        Self {
+            reader: LinkReader { half: half(ends.receiving, Direction::Receiving), peeked: Vec::new() },
+            writer: LinkWriter { half: half(ends.sending, Direction::Sending) },
+        }
+    }
+
+    /// Takes a connected socket, a pipe's end or a file, at its current position, as a link.
+    ///
+    /// # Errors
+    /// [`Failure::Descriptor`] if it is none of these.
+    pub fn from_fd(fd: OwnedFd, role: Role) -> Result<Self, TransportError> {
+        match Ends::of_descriptor(fd) {
+            Ok(ends) => Ok(Self::new(ends, role)),
+            Err(failure) => Err(TransportError::new(role, During::Setup, failure)),
+        }
+    }
+
+    /// Two links connected to one another inside this process.
+    ///
+    /// # Errors
+    /// If the kernel has no socket left.
+    pub fn pair() -> Result<(Self, Self), TransportError> {
+        let (one, other) = std::os::unix::net::UnixStream::pair()
+            .map_err(|error| TransportError::new(Role::Main, During::Setup, error))?;
+        Ok((Self::from_fd(one.into(), Role::Main)?, Self::from_fd(other.into(), Role::Main)?))
+    }
+
+    /// What the link is for.
+    pub fn role(&self) -> Role {
+        self.reader.half.role
+    }
+
+    /// Says what the link is for, once its first bytes have told.
+    pub fn set_role(&mut self, role: Role) {
+        self.reader.half.role = role;
+        self.writer.half.role = role;
+    }
+
+    /// Whether bytes can go both ways, so that there can be a return path.
+    pub fn is_bidirectional(&self) -> bool {
+        self.reader.half.descriptor.is_some() && self.writer.half.descriptor.is_some()
+    }
+
+    /// Sets how long an operation may wait without moving a byte, both ways; `None`, the beginning, is for ever.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    ///
+    /// # Panics
+    /// If the duration is zero.
+    pub fn set_deadline(&mut self, patience: Option<Duration>) -> Result<(), TransportError> {
+        self.reader.set_deadline(patience)?;
+        self.writer.set_deadline(patience)
+    }
+
+    /// A handle with which any thread can end the link.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.reader.half.shutdown_handle(self.writer.half.descriptor.as_ref())
+    }
+
+    /// The two directions, for two owners.
+    pub fn split(self) -> (LinkReader, LinkWriter) {
+        (self.reader, self.writer)
+    }
+
+    /// As [`LinkReader::read_some`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_some(&mut self, out: &mut [u8]) -> Result<usize, TransportError> {
+        self.reader.read_some(out)
+    }
+
+    /// As [`LinkReader::read_exact`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_exact(&mut self, out: &mut [u8]) -> Result<(), TransportError> {
+        self.reader.read_exact(out)
+    }
+
+    /// As [`LinkReader::read_scatter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_scatter(&mut self, scatter: &mut Scatter<'_>) -> Result<(), TransportError> {
+        self.reader.read_scatter(scatter)
+    }
+
+    /// As [`LinkReader::peek`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn peek(&mut self, count: usize) -> Result<&[u8], TransportError> {
+        self.reader.peek(count)
+    }
+
+    /// As [`LinkWriter::write_all`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), TransportError> {
+        self.writer.write_all(bytes)
+    }
+
+    /// As [`LinkWriter::write_gather`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_gather(&mut self, gather: &mut Gather<'_>) -> Result<(), TransportError> {
+        self.writer.write_gather(gather)
+    }
+
+    /// As [`LinkWriter::queued_bytes`].
+    pub fn queued_bytes(&self) -> u64 {
+        self.writer.queued_bytes()
+    }
+
+    /// As [`LinkWriter::finish`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish(&mut self) -> Result<(), TransportError> {
+        self.writer.finish()
+    }
+
+    /// Closes the link and, if it is a child's, waits for the child's end under the deadline of the sending side.
+    ///
+    /// # Errors
+    /// [`Failure::Command`] if the child failed; [`Failure::TimedOut`] if it still runs.
+    pub fn close(self) -> Result<(), TransportError> {
+        let Half { role, patience, child, .. } = self.writer.half;
+        drop(self.reader);
+        match child.map_or(Ok(()), |child| child.wait(patience)) {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(TransportError::new(role, During::Close, failure)),
+        }
+    }
+}
+
+impl LinkReader {
+    /// Receives at least a byte, and at most what fits; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// If the link is lost, late or shut down.
+    ///
+    /// # Panics
+    /// If `out` is empty: the answer could not be told from the end of the stream.
+    pub fn read_some(&mut self, out: &mut [u8]) -> Result<usize, TransportError> {
+        assert!(!out.is_empty(), "asked for nothing");
+        if self.peeked.is_empty() {
+            return self.half.receive(out);
+        }
+        let count = self.peeked.len().min(out.len());
+        out[..count].copy_from_slice(&self.peeked[..count]);
+        self.peeked.drain(..count);
+        Ok(count)
+    }
+
+    /// Receives exactly as many bytes as fit.
+    ///
+    /// # Errors
+    /// As [`Self::read_some`]; [`Failure::Ended`] if the stream ends first.
+    pub fn read_exact(&mut self, out: &mut [u8]) -> Result<(), TransportError> {
+        let mut done = 0;
+        while done < out.len() {
+            match self.read_some(&mut out[done..])? {
+                0 => return Err(self.half.ended((out.len() - done) as u64)),
+                count => done += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives exactly what `scatter` has room for, straight into guest RAM.
+    ///
+    /// # Errors
+    /// As [`Self::read_exact`].
+    pub fn read_scatter(&mut self, scatter: &mut Scatter<'_>) -> Result<(), TransportError> {
+        let taken = scatter.copy_from(&self.peeked);
+        self.peeked.drain(..taken);
+        while !scatter.is_empty() {
+            let received = self.half.transfer(|fd| scatter.read_from(fd))?;
+            if received == 0 {
+                return Err(self.half.ended(scatter.remaining().0));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `count` bytes without taking them; fewer only at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Self::read_some`].
+    ///
+    /// # Panics
+    /// If `count` is more than [`PEEK_BYTES_MAX`].
+    pub fn peek(&mut self, count: usize) -> Result<&[u8], TransportError> {
+        assert!(count <= PEEK_BYTES_MAX, "cannot peek {count} bytes");
+        // Received for good, not with MSG_PEEK: that cannot wait for more than a byte, and pipes do not have it.
+        while self.peeked.len() < count {
+            let mut bytes = [0; PEEK_BYTES_MAX];
+            let wanted = count - self.peeked.len();
+            match self.half.receive(&mut bytes[..wanted])? {
+                0 => break,
+                received => self.peeked.extend_from_slice(&bytes[..received]),
+            }
+        }
+        Ok(&self.peeked[..count.min(self.peeked.len())])
+    }
+
+    /// Sets how long an operation may wait without receiving a byte; `None` is for ever.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    ///
+    /// # Panics
+    /// If the duration is zero.
+    pub fn set_deadline(&mut self, patience: Option<Duration>) -> Result<(), TransportError> {
+        self.half.set_deadline(patience)
+    }
+
+    /// A handle with which any thread can end the link; of a socket, both directions.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.half.shutdown_handle(None)
+    }
+
+    /// What the link is for.
+    pub fn role(&self) -> Role {
+        self.half.role
+    }
+}
+
+impl LinkWriter {
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// If the link is lost, late or shut down; part of `bytes` may be sent then.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), TransportError> {
+        let descriptor = self.half.descriptor()?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let sent =
+                descriptor.write(rest, self.half.patience).map_err(|failure| self.half.error(failure))?;
+            rest = &rest[sent..];
+        }
+        Ok(())
+    }
+
+    /// Sends all of `gather`, straight from guest RAM: one system call per 1024 vectors at best.
+    ///
+    /// # Errors
+    /// As [`Self::write_all`]; `gather` knows what is left then.
+    pub fn write_gather(&mut self, gather: &mut Gather<'_>) -> Result<(), TransportError> {
+        while !gather.is_empty() {
+            self.half.transfer(|fd| gather.write_to(fd))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes written that the peer has not taken: for TCP those not acknowledged, for a pipe those not read. The kernel
+    /// counts its own overhead too for a unix socket; 0 for a file.
+    ///
+    /// Cost: one system call.
+    pub fn queued_bytes(&self) -> u64 {
+        self.half.descriptor.as_ref().map_or(0, |descriptor| descriptor.queued_bytes())
+    }
+
+    /// Ends the stream: the peer reads what was sent, then its end. The other direction stays open.
+    ///
+    /// # Errors
+    /// If the connection is gone already.
+    pub fn finish(&mut self) -> Result<(), TransportError> {
+        let Some(descriptor) = self.half.descriptor.take() else { return Ok(()) };
+        if descriptor.kind() != Kind::Socket {
+            return Ok(()); // Closed by being dropped: nobody else holds it.
+        }
+        descriptor.end_sending().map_err(|error| TransportError::new(self.half.role, During::Close, error))
+    }
+
+    /// Sets how long an operation may wait without sending a byte; `None` is for ever.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    ///
+    /// # Panics
+    /// If the duration is zero.
+    pub fn set_deadline(&mut self, patience: Option<Duration>) -> Result<(), TransportError> {
+        self.half.set_deadline(patience)
+    }
+
+    /// A handle with which any thread can end the link; of a socket, both directions.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.half.shutdown_handle(None)
+    }
+
+    /// What the link is for.
+    pub fn role(&self) -> Role {
+        self.half.role
+    }
+}
+
+impl Half {
+    fn receive(&self, out: &mut [u8]) -> Result<usize, TransportError> {
+        self.descriptor()?.read(out, self.patience).map_err(|failure| self.error(failure))
+    }
+
+    fn transfer(
+        &self,
+        call: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Result<usize, TransportError> {
+        self.descriptor()?
+            .transfer(self.direction, self.patience, call)
+            .map_err(|failure| self.error(failure))
+    }
+
+    fn descriptor(&self) -> Result<&Descriptor, TransportError> {
+        let direction = match self.direction {
+            Direction::Receiving => "receiving",
+            Direction::Sending => "sending",
+        };
+        self.descriptor.as_deref().ok_or_else(|| self.error(Failure::OneWay { direction }))
+    }
+
+    fn set_deadline(&mut self, patience: Option<Duration>) -> Result<(), TransportError> {
+        assert!(patience != Some(Duration::ZERO), "a deadline of zero would mean for ever to the kernel");
+        self.patience = patience;
+        match &self.descriptor {
+            Some(descriptor) => descriptor
+                .set_timeout(self.direction, patience)
+                .map_err(|error| TransportError::new(self.role, During::Setup, error)),
+            None => Ok(()),
+        }
+    }
+
+    fn shutdown_handle(&self, other: Option<&Arc<Descriptor>>) -> ShutdownHandle {
+        let socket =
+            self.descriptor.as_ref().or(other).filter(|descriptor| descriptor.kind() == Kind::Socket);
+        ShutdownHandle::new(&self.stop, socket.map_or_else(Weak::new, Arc::downgrade))
+    }
+
+    fn ended(&self, wanted: u64) -> TransportError {
+        self.error(Failure::Ended { wanted })
+    }
+
+    fn error(&self, failure: Failure) -> TransportError {
+        let during = match self.direction {
+            Direction::Receiving => During::Read,
+            Direction::Sending => During::Write,
+        };
+        TransportError { role: self.role, during, failure }
+    }
+}
+
+impl io::Read for LinkReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() { Ok(0) } else { Ok(self.read_some(out)?) }
+    }
+}
+
+impl io::Write for LinkWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Ends {
+    /// A socket: both directions, one descriptor.
+    pub(crate) fn of_socket(fd: OwnedFd) -> io::Result<Self> {
+        let descriptor = Arc::new(Descriptor::new(fd, Kind::Socket, Arc::new(Stop::without_bell()))?);
+        Ok(Self {
+            stop: Arc::clone(descriptor.stop()),
+            receiving: Some(Arc::clone(&descriptor)),
+            sending: Some(descriptor),
+            child: None,
+        })
+    }
+
+    /// Whatever this descriptor is, in the directions in which it was opened.
+    pub(crate) fn of_descriptor(fd: OwnedFd) -> Result<Self, Failure> {
+        let kind = match SFlag::from_bits_truncate(fstat(&fd)?.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFSOCK => return Ok(Self::of_socket(fd)?),
+            SFlag::S_IFIFO | SFlag::S_IFCHR => Kind::Pipe,
+            SFlag::S_IFREG | SFlag::S_IFBLK => Kind::File,
+            _ => {
+                let reason = "neither a socket nor a pipe nor a file";
+                return Err(Failure::Descriptor { number: fd.as_raw_fd(), reason });
+            }
+        };
+        let mode = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
+        let descriptor = Arc::new(Descriptor::new(fd, kind, Arc::new(Stop::with_bell()?))?);
+        Ok(Self {
+            stop: Arc::clone(descriptor.stop()),
+            receiving: (mode != OFlag::O_WRONLY).then(|| Arc::clone(&descriptor)),
+            sending: (mode != OFlag::O_RDONLY).then(|| Arc::clone(&descriptor)),
+            child: None,
+        })
+    }
+}
