@@ -17,3 +17,6 @@ pub use description::{
 };
 pub use footers::{MAX_FOOTER_CANDIDATES, split_by_footers};
 pub use tail::{DeviceError, DeviceSection, TailEnd, find_end, split_by_sizes};
+
+#[cfg(test)]
+mod tests;

@@ -140,6 +140,7 @@ fn recovery_connections_begin_without_a_header() {
         let recording = MainChannel::walk_recovered(&bytes);
         assert_eq!(recording.bitmap_requests.first().map(String::as_str), Some("microvm.ram"), "{name}");
         assert_eq!(recording.bitmap_requests.len(), 5, "{name}");
+        assert_eq!(recording.ending, Ending::EndOfStream, "{name}");
     }
 }
 

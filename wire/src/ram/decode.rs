@@ -98,16 +98,16 @@ impl RamDecoder {
         let at = cursor.at();
         let word = cursor.u64()?;
         let (offset, flags) = (word & !FLAGS, word & FLAGS);
-        let plain = |item| Ok(Record { item, named: None, mapped: None });
+        let continued = flags & CONTINUE != 0;
         match flags & !CONTINUE {
-            MULTIFD_FLUSH => plain(RamItem::MultifdFlush),
-            END_OF_SECTION => plain(RamItem::EndOfSection),
-            MEM_SIZE => self.read_setup(ByteCount(offset), cursor),
             kind @ (ZERO | PAGE | XBZRLE) => {
-                let (block, named) = self.read_block(at, flags, cursor)?;
+                let (block, named) = self.read_block(at, continued, cursor)?;
                 let item = read_page(kind, PageAddress { offset, block }, cursor)?;
                 Ok(Record { item, named, mapped: None })
             }
+            MEM_SIZE if !continued => self.read_setup(ByteCount(offset), cursor),
+            MULTIFD_FLUSH if !continued => bare(at, offset, RamItem::MultifdFlush),
+            END_OF_SECTION if !continued => bare(at, offset, RamItem::EndOfSection),
             _ => Err(WireError::Unknown { at, field: Field::RamFlags, got: flags }.into()),
         }
     }
@@ -136,10 +136,10 @@ impl RamDecoder {
     fn read_block<'a>(
         &self,
         at: usize,
-        flags: u64,
+        continued: bool,
         cursor: &mut Cursor<'a>,
     ) -> Result<(BlockUse, Option<&'a str>), Halt> {
-        if flags & CONTINUE == 0 {
+        if !continued {
             return Ok((BlockUse::Named, Some(cursor.str8(Field::BlockName)?)));
         }
         if self.block.is_empty() {
@@ -147,6 +147,12 @@ impl RamDecoder {
         }
         Ok((BlockUse::Continued, None))
     }
+}
+
+/// A record that is nothing but its word.
+fn bare<'a>(at: usize, offset: u64, item: RamItem) -> Result<Record<'a>, Halt> {
+    expect(at, Field::RamOffset, 0, offset)?;
+    Ok(Record { item, named: None, mapped: None })
 }
 
 fn read_page(kind: u64, page: PageAddress, cursor: &mut Cursor<'_>) -> Result<RamItem, Halt> {
