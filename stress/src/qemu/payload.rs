@@ -9,11 +9,13 @@
 //! The same body starts in two ways: as a flash image, from the reset vector (every machine; no
 //! firmware of others in the guest), and as a boot sector that real firmware loads at 0x7c00.
 
+use super::binary::Accelerator;
 use iced_x86::code_asm::{
     CodeAssembler, CodeLabel, al, byte_ptr, dword_ptr, dx, eax, ebp, ebx, ecx, edi, esi, esp,
 };
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 use limosa_pages::{PAGE_BYTES, PageCount};
+use thiserror::Error;
 
 /// Bytes of a flash image: QEMU wants a multiple of 64 KiB, and one such unit is reachable in real mode.
 pub const FLASH_BYTES: usize = 64 * 1024;
@@ -27,6 +29,18 @@ pub const WORKING_SET_START: u64 = 0x10_0000;
 /// Guest-physical address of the tick that the guest keeps in RAM.
 pub const TICK_ADDRESS: u64 = 0x6000;
 
+/// Memory that the guest cannot have left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("page {page} of the working set says pass {got}, and the page before it {before}")]
+pub struct Inconsistent {
+    /// Number of the page in the working set.
+    pub page: u64,
+    /// Its pass.
+    pub got: u32,
+    /// The pass of the page before it.
+    pub before: u32,
+}
+
 /// What the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
@@ -39,11 +53,16 @@ pub struct Payload {
 }
 
 impl Default for Payload {
-    /// 1 MiB of working set, 16 pages and about a millisecond to a tick.
+    /// 1 MiB of working set, 16 pages and the pause of KVM to a tick.
     fn default() -> Self {
-        Self { working_set: PageCount(256), pages_per_tick: 16, pause: 1000 }
+        Self { working_set: PageCount(256), pages_per_tick: 16, pause: KVM_PAUSE }
     }
 }
+
+/// Port reads to a tick: about a millisecond each way, as one costs a trip through the kernel under KVM (about
+/// 10 microseconds) and a function call under TCG (about 100 nanoseconds).
+const KVM_PAUSE: u32 = 100;
+const TCG_PAUSE: u32 = 10_000;
 
 const COM1: u32 = 0x3f8;
 const LINE_STATUS: u32 = COM1 + 5;
@@ -62,6 +81,15 @@ const SECOND_RUN: u32 = PAGE_BYTES as u32 / 2;
 const DESCRIPTORS: [u64; 3] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 impl Payload {
+    /// The default at about a thousand ticks a second under `accelerator`.
+    pub fn paced(accelerator: Accelerator) -> Self {
+        let pause = match accelerator {
+            Accelerator::Kvm => KVM_PAUSE,
+            Accelerator::Tcg => TCG_PAUSE,
+        };
+        Self { pause, ..Self::default() }
+    }
+
     /// The guest as a flash image: for `-bios`.
     ///
     /// # Panics
@@ -88,6 +116,31 @@ impl Payload {
         image[..body.len()].copy_from_slice(&body);
         image[SECTOR_BYTES - 2..].copy_from_slice(&[0x55, 0xaa]);
         image
+    }
+
+    /// Checks `ram`, guest memory from address 0 on, as the guest would: the working set is of one pass up to some
+    /// page and of the pass before from there on. Returns the pass of the first page.
+    ///
+    /// # Errors
+    /// The first page that is of another pass.
+    ///
+    /// # Panics
+    /// If `ram` ends before the working set.
+    pub fn verify(&self, ram: &[u8]) -> Result<u32, Inconsistent> {
+        let pass = |page: u64| {
+            let at = (WORKING_SET_START + page * PAGE_BYTES as u64) as usize;
+            u32::from_le_bytes(ram[at..at + 4].try_into().expect("four bytes"))
+        };
+        let first = pass(0);
+        let mut before = first;
+        for page in 1..self.working_set.0 {
+            let got = pass(page);
+            if got != before && (before != first || got != first - 1) {
+                return Err(Inconsistent { page, got, before });
+            }
+            before = got;
+        }
+        Ok(first)
     }
 
     /// Real-mode entry, protected-mode body, descriptor table; `start` is its linear address.
@@ -266,6 +319,25 @@ mod tests {
         let sector = Payload { working_set: PageCount(100_000), ..Payload::default() }.boot_sector();
         assert_eq!(sector.len(), SECTOR_BYTES);
         assert_eq!(sector[510..], [0x55, 0xaa]);
+    }
+
+    #[test]
+    fn memory_is_consistent_up_to_one_step_down_by_one() {
+        let payload = Payload { working_set: PageCount(4), ..Payload::default() };
+        let memory = |passes: [u32; 4]| {
+            let mut ram = vec![0; WORKING_SET_START as usize + 4 * PAGE_BYTES];
+            for (page, pass) in passes.into_iter().enumerate() {
+                ram[WORKING_SET_START as usize + page * PAGE_BYTES..][..4]
+                    .copy_from_slice(&pass.to_le_bytes());
+            }
+            ram
+        };
+        assert_eq!(payload.verify(&memory([7, 7, 7, 7])), Ok(7));
+        assert_eq!(payload.verify(&memory([7, 6, 6, 6])), Ok(7));
+        let stale = Inconsistent { page: 2, got: 5, before: 6 };
+        assert_eq!(payload.verify(&memory([7, 6, 5, 5])), Err(stale));
+        let ahead = Inconsistent { page: 2, got: 7, before: 6 };
+        assert_eq!(payload.verify(&memory([7, 6, 7, 6])), Err(ahead));
     }
 
     #[test]

@@ -80,24 +80,15 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Port reads to a tick: about a millisecond each way, as one costs a trip through the kernel under KVM (about
-/// 10 microseconds) and a function call under TCG (about 100 nanoseconds).
-const KVM_PAUSE: u32 = 100;
-const TCG_PAUSE: u32 = 10_000;
-
 impl Setup {
     /// A `machine` with 16 MiB that runs the default payload from flash, at a thousand ticks a second or so.
     pub fn new(machine: Machine, accelerator: Accelerator) -> Self {
-        let pause = match accelerator {
-            Accelerator::Kvm => KVM_PAUSE,
-            Accelerator::Tcg => TCG_PAUSE,
-        };
         Self {
             machine,
             machine_options: Vec::new(),
             accelerator,
             memory_mib: 16,
-            boot: Boot::Flash(Payload { pause, ..Payload::default() }),
+            boot: Boot::Flash(Payload::paced(accelerator)),
             backing: Backing::Anonymous,
             preload: None,
             incoming: false,
