@@ -184,3 +184,35 @@ pub(crate) fn wait(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn socket() -> Descriptor {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        Descriptor::new(ours.into(), Kind::Socket, Arc::new(Stop::without_bell())).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_takes_nothing_is_an_error_and_not_repeated() {
+        let mut calls = 0;
+        let result = socket().transfer(Direction::Sending, None, |_| {
+            calls += 1;
+            Err(io::ErrorKind::WriteZero.into())
+        });
+        assert!(matches!(result, Err(Failure::NoProgress)), "{result:?}");
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again() {
+        let mut calls = 0;
+        let result = socket().transfer(Direction::Receiving, None, |_| {
+            calls += 1;
+            if calls < 3 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(5) }
+        });
+        assert_eq!((result.unwrap(), calls), (5, 3));
+    }
+}

@@ -201,8 +201,10 @@ impl Link {
     /// # Errors
     /// [`Failure::Command`] if the child failed; [`Failure::TimedOut`] if it still runs.
     pub fn close(self) -> Result<(), TransportError> {
-        let Half { role, patience, child, .. } = self.writer.half;
-        drop(self.reader);
+        let Self { reader, writer: LinkWriter { half } } = self;
+        let Half { role, patience, child, descriptor, .. } = half;
+        // The child ends when its stdin does: close first, wait then.
+        drop((reader, descriptor));
         match child.map_or(Ok(()), |child| child.wait(patience)) {
             Ok(()) => Ok(()),
             Err(failure) => Err(TransportError::new(role, During::Close, failure)),
