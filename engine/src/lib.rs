@@ -1,1 +1,44 @@
-//! Under construction.
+//! The coordinator, the savevm list and the public API of Limosa.
+//!
+//! A host describes its guest as a [`SaveVm`]: RAM ([`RamHandler`]), devices (anything that is a
+//! [`limosa_vmstate::Device`]), other live state ([`LiveState`]). It implements [`Vm`], so that the guest can be
+//! stopped and resumed. [`Outgoing`] then moves the guest to another host while it runs; [`Incoming`] receives it.
+//! Both run on threads of their own around the pure machines of `limosa-protocol`, and both end with a report that
+//! says where the guest is.
+//!
+//! The stream is QEMU's, version 3: an unmodified QEMU can be on either side.
+//!
+//! Trade-off taken: one thread per direction and blocking calls. A migration is few and long; what it needs is a
+//! straight line from the dirty page to the socket, not a scheduler.
+//!
+//! **Deliberately absent:** an async runtime, global state, a second way to say that a migration is over.
+#![forbid(unsafe_code)]
+
+mod error;
+mod global_state;
+mod incoming;
+mod observer;
+mod outgoing;
+mod parameters;
+mod ram;
+mod savevm;
+mod stream;
+mod vm;
+mod vmdescription;
+
+pub use error::{LoadError, LoadFault, NotStarted, Place, SaveError, SaveFault, SavePhase, StartError};
+pub use incoming::{Incoming, IncomingConfig, IncomingReport, IncomingStatistics};
+pub use observer::{NoObserver, Observer};
+pub use outgoing::{Downtime, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics, Round};
+pub use parameters::{Capabilities, DOWNTIME_LIMIT_MAX, ParameterError, Parameters};
+pub use ram::{RamCounters, RamHandler, RamStatistics};
+pub use savevm::{
+    Budget, EntryIdentity, LiveState, Opaque, Priority, SaveSetup, SaveStateEntry, SaveVm, Switchover,
+};
+pub use stream::{StreamReader, StreamWriter};
+pub use vm::{RunState, Vm, VmError};
+
+pub use limosa_protocol::{
+    DestinationEnding, DestinationFailure, DestinationOutcome, GuestFate, MigrationStatus, SourceEnding,
+    SourceFailure, SourceOutcome,
+};

@@ -1,0 +1,339 @@
+//! The shell around the destination machine: it reads the stream in order and does what the machine says.
+
+use super::{IncomingConfig, IncomingReport, Origin, Shared};
+use crate::error::{LoadError, LoadFault, Place, chain, loss_reason};
+use crate::observer::Observer;
+use crate::savevm::{LoadProgress, SaveVm, Switchover};
+use crate::stream::{StreamReader, StreamWriter};
+use crate::vm::Vm;
+use limosa_pages::ByteCount;
+use limosa_protocol::{
+    Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent, LinkRole, Loss,
+    LossReason, MigrationStatus, SectionKind,
+};
+use limosa_transport::Link;
+use limosa_wire::{
+    Command, Configuration, ContinueKind, SectionHeader, SectionId, StreamDecoder, StreamItem,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After a failure the source's bytes are read on and dropped for this long at most: closing a socket with unread
+/// bytes resets the connection, and a reset would destroy our SHUT on its way (wire 2.3).
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// What the loader thread owns before there is a link.
+pub(super) struct Loader {
+    config: IncomingConfig,
+    savevm: SaveVm,
+    vm: Arc<dyn Vm>,
+    observer: Arc<dyn Observer>,
+    shared: Arc<Shared>,
+}
+
+/// What it owns afterwards.
+struct Running {
+    loader: Loader,
+    machine: Destination,
+    stream: StreamDecoder,
+    input: StreamReader,
+    /// The other direction of the link, if it has one.
+    answers: Option<StreamWriter>,
+    progress: LoadProgress,
+    /// The section that is open, for errors.
+    section: Option<SectionId>,
+    place: Place,
+    status: MigrationStatus,
+    /// The first error is the cause of the others.
+    error: Option<String>,
+}
+
+impl Loader {
+    pub(super) fn new(
+        config: IncomingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        observer: Arc<dyn Observer>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { config, savevm, vm, observer, shared }
+    }
+
+    pub(super) fn into_savevm(self) -> SaveVm {
+        self.savevm
+    }
+
+    /// The whole migration.
+    pub(super) fn run(self, origin: Origin) -> (IncomingReport, SaveVm) {
+        self.observer.status(MigrationStatus::Setup);
+        match origin.link(&self.shared) {
+            Ok(link) => self.start(link).run(),
+            Err(error) => {
+                let mut machine = Destination::new(DestinationConfig::default());
+                let event = if self.shared.is_cancelled() {
+                    DestinationEvent::Cancel
+                } else {
+                    DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: loss_reason(&error) })
+                };
+                machine.handle(event);
+                self.report(&machine, Some(chain(&error)), ByteCount(0))
+            }
+        }
+    }
+
+    fn start(self, link: Link) -> Running {
+        self.shared.view.lock().began = Some(Instant::now());
+        let bidirectional = link.is_bidirectional();
+        let (reader, writer) = link.split();
+        let machine = Destination::new(DestinationConfig {
+            bidirectional,
+            switchover_ack: self.config.switchover_ack,
+            require_vmdescription: self.config.require_vmdescription,
+            ..DestinationConfig::default()
+        });
+        Running {
+            loader: self,
+            machine,
+            stream: StreamDecoder::new(),
+            input: StreamReader::new(reader),
+            answers: bidirectional.then(|| StreamWriter::new(writer)),
+            progress: LoadProgress::default(),
+            section: None,
+            place: Place::Header,
+            status: MigrationStatus::Setup,
+            error: None,
+        }
+    }
+
+    /// Seals the figures, tells the observer the end, and makes the report.
+    fn report(
+        self,
+        machine: &Destination,
+        error: Option<String>,
+        received: ByteCount,
+    ) -> (IncomingReport, SaveVm) {
+        let outcome = machine.outcome().expect("asked for at the end").clone();
+        let error = match &outcome.ending {
+            DestinationEnding::Failed(failure) => Some(match error {
+                Some(reason) => format!("{failure}: {reason}"),
+                None => failure.to_string(),
+            }),
+            _ => None,
+        };
+        {
+            let mut view = self.shared.view.lock();
+            view.ended = true;
+            view.statistics.total_time = view.began.map_or(Duration::ZERO, |began| began.elapsed());
+            view.statistics.status = outcome.status();
+            view.statistics.received = received;
+            view.statistics.error = error;
+        }
+        self.observer.status(outcome.status());
+        (IncomingReport { outcome, statistics: self.shared.statistics() }, self.savevm)
+    }
+}
+
+impl Running {
+    fn run(mut self) -> (IncomingReport, SaveVm) {
+        if let Err((place, fault)) = self.loader.savevm.load_setup() {
+            self.place = place;
+            self.fail(fault);
+        }
+        while self.machine.outcome().is_none() {
+            match self.next() {
+                Ok(Some(event)) => self.tell(event),
+                Ok(None) => {}
+                Err(fault) => self.fail(fault),
+            }
+        }
+        self.finish()
+    }
+
+    fn finish(mut self) -> (IncomingReport, SaveVm) {
+        if let Err((_, fault)) = self.loader.savevm.load_cleanup() {
+            self.error.get_or_insert_with(|| chain(&fault));
+        }
+        let received = ByteCount(self.input.offset());
+        let Self { loader, machine, input, answers, error, .. } = self;
+        close(input, answers, machine.return_path_open());
+        loader.report(&machine, error, received)
+    }
+
+    /// Reads one item of the stream and says what it was; `None` where the machine has been told already.
+    fn next(&mut self) -> Result<Option<DestinationEvent>, LoadFault> {
+        let stream = &mut self.stream;
+        Ok(Some(match self.input.decode(|bytes| stream.next(bytes))? {
+            StreamItem::Header => {
+                self.place = Place::Configuration;
+                DestinationEvent::HeaderRead
+            }
+            StreamItem::Configuration(theirs) => {
+                check_configuration(self.loader.savevm.configuration(), &theirs)?;
+                self.place = Place::BetweenSections;
+                self.enter(MigrationStatus::Active);
+                DestinationEvent::ConfigurationChecked
+            }
+            StreamItem::SectionStart(header) => {
+                self.load_start(&header)?;
+                return Ok(None);
+            }
+            StreamItem::SectionContinue { kind, id } => {
+                let kind = match kind {
+                    ContinueKind::Part => SectionKind::Part,
+                    ContinueKind::End => SectionKind::End,
+                };
+                self.load(id, kind, 0)?;
+                return Ok(None);
+            }
+            StreamItem::Footer(id) => {
+                self.section = None;
+                self.place = Place::BetweenSections;
+                DestinationEvent::SectionLoaded { id }
+            }
+            StreamItem::Command(command) => {
+                if command == Command::SwitchoverStart {
+                    self.loader.savevm.switchover(Switchover::Started);
+                }
+                DestinationEvent::CommandRead(command)
+            }
+            StreamItem::EndOfStream => {
+                self.place = Place::End;
+                self.loader.savevm.check_complete(&self.progress)?;
+                DestinationEvent::EndOfStream
+            }
+            StreamItem::VmDescription(_) => DestinationEvent::VmDescriptionRead,
+        }))
+    }
+
+    fn load_start(&mut self, header: &SectionHeader) -> Result<(), LoadFault> {
+        self.place = Place::Section { idstr: header.idstr.clone(), instance_id: header.instance_id };
+        let entry = self.loader.savevm.open(&mut self.progress, header)?;
+        let kind = match header.kind {
+            limosa_wire::StartKind::Start => SectionKind::Start(entry),
+            limosa_wire::StartKind::Full => SectionKind::Full(entry),
+        };
+        self.load(header.id, kind, header.version_id)
+    }
+
+    /// Tells the machine of the section, and reads its body if the machine has nothing against it.
+    fn load(&mut self, id: SectionId, kind: SectionKind, version: u32) -> Result<(), LoadFault> {
+        self.section = Some(id);
+        self.place = self.loader.savevm.place_of(&self.progress, id);
+        self.tell(DestinationEvent::SectionOpened { id, kind });
+        if self.machine.outcome().is_none() {
+            self.loader.savevm.load(&self.progress, id, version, &mut self.input)?;
+            self.stream.end_of_body();
+        }
+        Ok(())
+    }
+
+    /// Hands an event to the machine and does all that it says.
+    fn tell(&mut self, event: DestinationEvent) {
+        self.machine.handle(event);
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                DestinationAction::Send(message) => {
+                    let sent = match &mut self.answers {
+                        Some(answers) => {
+                            message.encode(answers.buffer());
+                            answers.flush()
+                        }
+                        None => unreachable!("the machine answers on links that have a way back"),
+                    };
+                    if let Err(error) = sent {
+                        self.error.get_or_insert_with(|| chain(&error));
+                        let reason = loss_reason(&error);
+                        self.machine
+                            .handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
+                    }
+                }
+                DestinationAction::StartGuest => {
+                    let event = self.start_guest();
+                    self.machine.handle(event);
+                }
+                DestinationAction::Finish => {}
+            }
+        }
+        self.loader.shared.view.lock().statistics.received = ByteCount(self.input.offset());
+    }
+
+    fn start_guest(&mut self) -> DestinationEvent {
+        let started = if self.loader.savevm.was_running() && self.loader.config.autostart {
+            self.loader.vm.resume()
+        } else {
+            Ok(())
+        };
+        match started {
+            Ok(()) => DestinationEvent::GuestStarted,
+            Err(error) => {
+                self.error.get_or_insert_with(|| chain(&error));
+                DestinationEvent::StartFailed
+            }
+        }
+    }
+
+    fn fail(&mut self, fault: LoadFault) {
+        let event = match &fault {
+            _ if self.loader.shared.is_cancelled() => DestinationEvent::Cancel,
+            LoadFault::Transport(error) => {
+                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: loss_reason(error) })
+            }
+            LoadFault::Ended { .. } => {
+                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: LossReason::Closed })
+            }
+            LoadFault::Wire(_) if self.section.is_none() => {
+                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: LossReason::Unreadable })
+            }
+            LoadFault::Machine { .. }
+            | LoadFault::Capability { .. }
+            | LoadFault::Uuid
+            | LoadFault::PageBits { .. } => DestinationEvent::ConfigurationRefused,
+            _ => DestinationEvent::LoadFailed { section: self.section },
+        };
+        let error = LoadError { place: self.place.clone(), offset: self.input.offset(), source: fault };
+        self.error.get_or_insert_with(|| chain(&error));
+        self.tell(event);
+    }
+
+    fn enter(&mut self, status: MigrationStatus) {
+        if status != self.status {
+            self.status = status;
+            self.loader.shared.view.lock().statistics.status = status;
+            self.loader.observer.status(status);
+        }
+    }
+}
+
+/// What both sides must share before anything else is read (wire 1.3).
+fn check_configuration(ours: &Configuration, theirs: &Configuration) -> Result<(), LoadFault> {
+    /// x86 has one size of target pages, and its peers do not mention it.
+    const PAGE_BITS: u32 = 12;
+    if theirs.machine != ours.machine {
+        return Err(LoadFault::Machine { expected: ours.machine.clone(), got: theirs.machine.clone() });
+    }
+    if let Some(got) = theirs.target_page_bits.filter(|bits| *bits != PAGE_BITS) {
+        return Err(LoadFault::PageBits { expected: PAGE_BITS, got });
+    }
+    for name in ["x-ignore-shared", "mapped-ram"] {
+        let peer = theirs.has_capability(name);
+        if peer != ours.has_capability(name) {
+            return Err(LoadFault::Capability { name, peer });
+        }
+    }
+    match (theirs.uuid, ours.uuid) {
+        (Some(theirs), Some(ours)) if theirs != ours => Err(LoadFault::Uuid),
+        _ => Ok(()),
+    }
+}
+
+/// Ends our direction, then reads what the source still sends until it ends its own.
+fn close(input: StreamReader, answers: Option<StreamWriter>, answered: bool) {
+    let mut reader = input.into_link();
+    let finished = answers.map_or(Ok(()), |answers| answers.into_link().finish());
+    if !answered || finished.is_err() || reader.set_deadline(Some(DRAIN_TIME)).is_err() {
+        return;
+    }
+    let deadline = Instant::now() + DRAIN_TIME;
+    let mut dropped = vec![0; 64 << 10];
+    while Instant::now() < deadline && matches!(reader.read_some(&mut dropped), Ok(1..)) {}
+}

@@ -1,0 +1,236 @@
+//! The destination's side: a thread that reads the stream and drives the [`limosa_protocol::Destination`] machine.
+
+mod loader;
+
+use crate::error::{NotStarted, StartError};
+use crate::observer::Observer;
+use crate::ram::{RamCounters, RamStatistics};
+use crate::savevm::SaveVm;
+use crate::vm::Vm;
+use limosa_pages::ByteCount;
+use limosa_protocol::{DestinationOutcome, MigrationStatus};
+use limosa_transport::{Address, Link, Listener, ShutdownHandle, TransportError};
+use loader::Loader;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What an incoming migration needs besides its guest.
+#[derive(Clone, Debug)]
+pub struct IncomingConfig {
+    /// Agree to the switchover as soon as the return path opens (capability `switchover-ack`).
+    pub switchover_ack: bool,
+    /// Let the guest run once it is here, if it ran there. Otherwise it stays paused.
+    pub autostart: bool,
+    /// Refuse a stream that ends without a vmdescription. Machines with `suppress-vmdesc` send none.
+    pub require_vmdescription: bool,
+    /// How long the source may be silent before the link counts as lost; `None` waits for ever.
+    pub read_deadline: Option<Duration>,
+}
+
+/// A migration on its way in. Dropping the handle does not stop it; [`Self::cancel`] does.
+pub struct Incoming {
+    shared: Arc<Shared>,
+    address: Option<Address>,
+    thread: JoinHandle<(IncomingReport, SaveVm)>,
+}
+
+/// A live view of an incoming migration.
+#[derive(Clone, Debug)]
+pub struct IncomingStatistics {
+    /// Where it stands.
+    pub status: MigrationStatus,
+    /// Time since the first byte; the whole time once it has ended.
+    pub total_time: Duration,
+    /// Bytes read.
+    pub received: ByteCount,
+    /// What the RAM handler counts; zeros if the guest has none.
+    pub ram: RamStatistics,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// How an incoming migration ended.
+#[derive(Clone, Debug)]
+pub struct IncomingReport {
+    /// The machine's verdict: what happened, and where the guest is.
+    pub outcome: DestinationOutcome,
+    /// The figures at the end; `error` says why it failed.
+    pub statistics: IncomingStatistics,
+}
+
+/// Where a stream comes from.
+enum Origin {
+    Listener(Listener),
+    Link(Link),
+}
+
+/// What the loader shows to other threads.
+struct Shared {
+    view: Mutex<View>,
+    cancelled: AtomicBool,
+    /// Wakes the loader out of a blocked accept or read.
+    shutdown: Mutex<Option<ShutdownHandle>>,
+}
+
+struct View {
+    statistics: IncomingStatistics,
+    began: Option<Instant>,
+    ended: bool,
+    counters: Option<Arc<RamCounters>>,
+}
+
+impl Default for IncomingConfig {
+    fn default() -> Self {
+        Self { switchover_ack: false, autostart: true, require_vmdescription: true, read_deadline: None }
+    }
+}
+
+impl Incoming {
+    /// Waits at `address` for the guest that `savevm` describes; returns as soon as it listens.
+    ///
+    /// # Errors
+    /// If nothing can listen there; the list comes back beside the error.
+    pub fn listen(
+        address: &Address,
+        config: IncomingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, NotStarted> {
+        match Listener::bind(address) {
+            Ok(listener) => Self::spawn(Origin::Listener(listener), config, savevm, vm, observer),
+            Err(error) => Err(NotStarted::new(error.into(), savevm)),
+        }
+    }
+
+    /// Receives over a link that is connected already.
+    ///
+    /// # Errors
+    /// If there is no thread to be had; the list comes back beside the error.
+    pub fn over(
+        link: Link,
+        config: IncomingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, NotStarted> {
+        Self::spawn(Origin::Link(link), config, savevm, vm, observer)
+    }
+
+    /// Where it listens; with the port that the kernel chose if 0 was asked for.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    /// Gives up: the guest will never run here. Without effect once it may.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Release);
+        if let Some(shutdown) = &*self.shared.shutdown.lock() {
+            shutdown.shutdown();
+        }
+    }
+
+    /// The figures now.
+    pub fn statistics(&self) -> IncomingStatistics {
+        self.shared.statistics()
+    }
+
+    /// Whether the migration has ended and [`Self::wait`] returns at once.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If the loader did.
+    pub fn wait(self) -> (IncomingReport, SaveVm) {
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn spawn(
+        origin: Origin,
+        config: IncomingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, NotStarted> {
+        let (address, shutdown) = match &origin {
+            Origin::Listener(listener) => {
+                (Some(listener.local_address().clone()), listener.shutdown_handle())
+            }
+            Origin::Link(link) => (None, link.shutdown_handle()),
+        };
+        let shared = Arc::new(Shared::new(savevm.ram_counters(), shutdown));
+        let loader = Loader::new(config, savevm, vm, observer, Arc::clone(&shared));
+        let (hand_over, handed) = crossbeam_channel::bounded::<(Loader, Origin)>(1);
+        let spawned = std::thread::Builder::new().name("incoming".to_owned()).spawn(move || {
+            let (loader, origin) = handed.recv().expect("handed over right after the start");
+            loader.run(origin)
+        });
+        match spawned {
+            Ok(thread) => {
+                hand_over.send((loader, origin)).unwrap_or_else(|_| unreachable!("the thread waits for it"));
+                Ok(Self { shared, address, thread })
+            }
+            Err(error) => Err(NotStarted::new(StartError::Thread(error), loader.into_savevm())),
+        }
+    }
+}
+
+impl IncomingReport {
+    /// Whether the guest is here.
+    pub fn is_completed(&self) -> bool {
+        self.outcome.status() == MigrationStatus::Completed
+    }
+}
+
+impl Origin {
+    /// The link, once there is one. The listener ends with it: a second stream is not this guest's.
+    fn link(self, shared: &Shared) -> Result<Link, TransportError> {
+        match self {
+            Self::Link(link) => Ok(link),
+            Self::Listener(listener) => {
+                let link = listener.accept(None)?;
+                *shared.shutdown.lock() = Some(link.shutdown_handle());
+                Ok(link)
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn new(counters: Option<Arc<RamCounters>>, shutdown: ShutdownHandle) -> Self {
+        let statistics = IncomingStatistics {
+            status: MigrationStatus::Setup,
+            total_time: Duration::ZERO,
+            received: ByteCount(0),
+            ram: RamStatistics::default(),
+            error: None,
+        };
+        Self {
+            view: Mutex::new(View { statistics, began: None, ended: false, counters }),
+            cancelled: AtomicBool::new(false),
+            shutdown: Mutex::new(Some(shutdown)),
+        }
+    }
+
+    fn statistics(&self) -> IncomingStatistics {
+        let view = self.view.lock();
+        let mut statistics = view.statistics.clone();
+        if let (Some(began), false) = (view.began, view.ended) {
+            statistics.total_time = began.elapsed();
+        }
+        if let Some(counters) = &view.counters {
+            statistics.ram = counters.snapshot();
+        }
+        statistics
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,352 @@
+//! The shell around the source machine: it does what the machine says, and tells it what came of it.
+
+use super::return_path::{self, Heard};
+use super::steps::{StepError, Steps};
+use super::timeline::Downtime;
+use super::{OutgoingConfig, OutgoingReport, Shared, Target};
+use crate::error::{StartError, chain, loss_reason};
+use crate::observer::Observer;
+use crate::parameters::Parameters;
+use crate::savevm::SaveVm;
+use crate::stream::StreamWriter;
+use crate::vm::Vm;
+use crossbeam_channel::{Receiver, never, select};
+use limosa_pages::ByteCount;
+use limosa_protocol::{
+    BytesPerSecond, ConvergenceConfig, LinkRole, Loss, LossReason, MigrationStatus, ParameterChange, Source,
+    SourceConfig, SourceEvent,
+};
+use limosa_transport::{ConnectOptions, Link};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the destination's last words are waited for after the main link has failed: it may have said why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the user tells a running migration.
+#[derive(Debug)]
+pub(super) enum Control {
+    /// Look at the flags.
+    Wake,
+    /// Go on with the switchover.
+    Continue,
+    /// New tunables.
+    Parameters(Parameters),
+}
+
+/// What the coordinator thread owns before there is a link.
+pub(super) struct Coordinator {
+    config: OutgoingConfig,
+    savevm: SaveVm,
+    vm: Arc<dyn Vm>,
+    observer: Arc<dyn Observer>,
+    shared: Arc<Shared>,
+    control: Receiver<Control>,
+}
+
+/// What it owns afterwards.
+struct Running {
+    machine: Source,
+    steps: Steps,
+    /// The return path; `None` without one, and after its last word.
+    peer: Option<Receiver<Heard>>,
+    control: Receiver<Control>,
+    observer: Arc<dyn Observer>,
+    shared: Arc<Shared>,
+    /// The latest status that the observer was told.
+    status: MigrationStatus,
+    /// The reason behind the machine's word for a failure: the first error is the cause of the others.
+    error: Option<String>,
+    cancel_told: bool,
+}
+
+impl Coordinator {
+    pub(super) fn new(
+        config: OutgoingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        observer: Arc<dyn Observer>,
+        shared: Arc<Shared>,
+        control: Receiver<Control>,
+    ) -> Self {
+        Self { config, savevm, vm, observer, shared, control }
+    }
+
+    pub(super) fn into_savevm(self) -> SaveVm {
+        self.savevm
+    }
+
+    /// The whole migration.
+    pub(super) fn run(self, target: Target) -> (OutgoingReport, SaveVm) {
+        self.observer.status(MigrationStatus::Setup);
+        let began = Instant::now();
+        match self.connect(target) {
+            Ok((out, peer)) => self.start(began, out, peer).run(),
+            Err(error) => self.never_connected(began, &error),
+        }
+    }
+
+    /// Makes the link and starts the return path.
+    fn connect(&self, target: Target) -> Result<(StreamWriter, Option<Receiver<Heard>>), StartError> {
+        let link = match target {
+            Target::Address(address) => Link::connect(&address, &ConnectOptions::default())?,
+            Target::Link(link) => link,
+        };
+        *self.shared.shutdown.lock() = Some(link.shutdown_handle());
+        let (reader, mut writer) = link.split();
+        writer.set_deadline(Some(self.config.write_deadline))?;
+        let listens = self.config.capabilities.return_path;
+        let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
+        Ok((StreamWriter::new(writer), peer))
+    }
+
+    fn start(self, began: Instant, out: StreamWriter, peer: Option<Receiver<Heard>>) -> Running {
+        let machine = Source::new(self.source_config(), began);
+        let shutdown = self.shared.shutdown.lock().clone().expect("set when the link was made");
+        let mut steps = Steps::new(self.config, self.savevm, self.vm, out, shutdown);
+        let opened = steps.write_opening();
+        let mut running = Running {
+            machine,
+            steps,
+            peer,
+            control: self.control,
+            observer: self.observer,
+            shared: self.shared,
+            status: MigrationStatus::Setup,
+            error: None,
+            cancel_told: false,
+        };
+        if let Err(error) = opened {
+            running.step_failed(StepError::Link(error));
+        }
+        running
+    }
+
+    /// Without a link nothing has begun: the machine hears of a loss and says what that means.
+    fn never_connected(self, began: Instant, error: &StartError) -> (OutgoingReport, SaveVm) {
+        let mut machine = Source::new(self.source_config(), began);
+        let (event, reason) = if self.shared.is_cancelled() {
+            (SourceEvent::Cancel, None)
+        } else {
+            let reason = match error {
+                StartError::Transport(error) => loss_reason(error),
+                _ => LossReason::Closed,
+            };
+            (SourceEvent::Lost(Loss { role: LinkRole::Main, reason }), Some(chain(error)))
+        };
+        machine.handle(event, Instant::now());
+        let report = report(&machine, reason, &self.shared, self.observer.as_ref());
+        (report, self.savevm)
+    }
+
+    fn source_config(&self) -> SourceConfig {
+        let OutgoingConfig { parameters, capabilities, .. } = &self.config;
+        SourceConfig {
+            return_path: capabilities.return_path,
+            pause_before_switchover: capabilities.pause_before_switchover,
+            switchover_ack: capabilities.switchover_ack,
+            convergence: ConvergenceConfig {
+                downtime_limit: parameters.downtime_limit,
+                switchover_bandwidth: parameters.switchover_bandwidth.map(rate),
+            },
+            max_bandwidth: parameters.max_bandwidth.map(rate),
+            ..SourceConfig::default()
+        }
+    }
+}
+
+impl Running {
+    fn run(mut self) -> (OutgoingReport, SaveVm) {
+        loop {
+            while let Some(action) = self.machine.poll_action() {
+                match self.steps.perform(action) {
+                    Ok(Some(event)) => self.tell(event),
+                    Ok(None) => {}
+                    Err(error) => self.step_failed(error),
+                }
+                self.drain();
+            }
+            if self.machine.outcome().is_some() {
+                return self.finish();
+            }
+            self.wait();
+        }
+    }
+
+    fn finish(mut self) -> (OutgoingReport, SaveVm) {
+        if let Err(error) = self.steps.savevm.save_cleanup() {
+            self.note(&error);
+        }
+        self.show();
+        let report = report(&self.machine, self.error, &self.shared, self.observer.as_ref());
+        (report, self.steps.savevm)
+    }
+
+    /// Hands an event to the machine and shows what changed.
+    fn tell(&mut self, event: SourceEvent) {
+        let passes = self.machine.counters().sync_count;
+        self.machine.handle(event, Instant::now());
+        let now_passes = self.machine.counters().sync_count;
+        if now_passes != passes {
+            self.observer.pass(u64::from(now_passes));
+        }
+        self.show();
+        let status = self.machine.status();
+        // The end is told with the report, when whoever hears of it can read it.
+        if status != self.status && self.machine.outcome().is_none() {
+            self.status = status;
+            self.observer.status(status);
+        }
+    }
+
+    /// Copies the figures to where other threads can read them.
+    fn show(&self) {
+        let mut view = self.shared.view.lock();
+        let statistics = &mut view.statistics;
+        let machine = &self.machine;
+        if machine.outcome().is_none() {
+            statistics.status = machine.status();
+        }
+        statistics.transferred = self.steps.out.offset();
+        statistics.expected_downtime = machine.expected_downtime();
+        statistics.bandwidth = machine.bandwidth().map(|rate| ByteCount(rate.0));
+        let rounds = self.steps.rounds.done();
+        if statistics.rounds.len() != rounds.len() {
+            statistics.rounds = rounds.to_vec();
+        }
+        if let Some(active) = machine.timeline().active {
+            statistics.setup_time = active - machine.timeline().began;
+        }
+    }
+
+    /// Hands in what has arrived, without waiting. What arrived with the outcome comes too late.
+    fn drain(&mut self) {
+        self.tell_cancel();
+        while let Ok(control) = self.control.try_recv() {
+            self.on_control(control);
+        }
+        while let Some(Ok(heard)) = self.peer.as_ref().map(Receiver::try_recv) {
+            self.on_heard(heard);
+        }
+    }
+
+    /// Waits for something to happen, or for the machine's timeout.
+    fn wait(&mut self) {
+        let expired = self.machine.poll_timeout().map_or_else(never, crossbeam_channel::at);
+        let peer = self.peer.as_ref().map_or_else(never, Receiver::clone);
+        select! {
+            recv(self.control) -> control => match control {
+                Ok(control) => self.on_control(control),
+                // The handle was dropped: nobody will control this migration any more.
+                Err(_) => self.control = never(),
+            },
+            recv(peer) -> heard => match heard {
+                Ok(heard) => self.on_heard(heard),
+                // Gone without a last word: the thread panicked.
+                Err(_) => {
+                    self.peer = None;
+                    let reason = LossReason::Unreadable;
+                    self.tell(SourceEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
+                }
+            },
+            recv(expired) -> _ => self.tell(SourceEvent::Timeout),
+        }
+        self.tell_cancel();
+    }
+
+    fn tell_cancel(&mut self) {
+        if self.shared.is_cancelled() && !self.cancel_told {
+            self.cancel_told = true;
+            self.tell(SourceEvent::Cancel);
+        }
+    }
+
+    fn on_control(&mut self, control: Control) {
+        match control {
+            Control::Wake => {}
+            Control::Continue => self.tell(SourceEvent::Continue),
+            Control::Parameters(parameters) => self.tell(SourceEvent::SetParameters(ParameterChange {
+                downtime_limit: Some(parameters.downtime_limit),
+                max_bandwidth: Some(parameters.max_bandwidth.map(rate)),
+                switchover_bandwidth: Some(parameters.switchover_bandwidth.map(rate)),
+            })),
+        }
+    }
+
+    fn on_heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Message(message) => self.tell(SourceEvent::Return(message)),
+            Heard::Lost(loss, fault) => {
+                self.peer = None;
+                self.note(&fault);
+                // A cancel that closed the link comes before the loss that it caused.
+                self.tell_cancel();
+                self.tell(SourceEvent::Lost(loss));
+            }
+        }
+    }
+
+    fn step_failed(&mut self, error: StepError) {
+        match error {
+            StepError::Handler(step, error) => {
+                self.note(error.as_ref());
+                self.tell(SourceEvent::HandlerFailed { step });
+            }
+            StepError::Link(error) => {
+                self.tell_cancel();
+                self.hear_last_words();
+                self.note(&error);
+                let reason = loss_reason(&error);
+                self.tell(SourceEvent::Lost(Loss { role: LinkRole::Main, reason }));
+            }
+        }
+    }
+
+    /// A destination that hangs up may have said why: its word comes before the loss of the link.
+    fn hear_last_words(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.recv_deadline(deadline)) {
+            match heard {
+                Heard::Message(message) => self.tell(SourceEvent::Return(message)),
+                // The main link's error says more than the end of its other direction.
+                Heard::Lost(..) => self.peer = None,
+            }
+        }
+    }
+
+    fn note(&mut self, error: &(dyn Error + 'static)) {
+        self.error.get_or_insert_with(|| chain(error));
+    }
+}
+
+/// Seals the figures, tells the observer the end, and makes the report.
+fn report(
+    machine: &Source,
+    error: Option<String>,
+    shared: &Shared,
+    observer: &dyn Observer,
+) -> OutgoingReport {
+    let outcome = machine.outcome().expect("asked for at the end").clone();
+    let error = match &outcome.ending {
+        limosa_protocol::SourceEnding::Failed(failure) => Some(match error {
+            Some(reason) => format!("{failure}: {reason}"),
+            None => failure.to_string(),
+        }),
+        _ => None,
+    };
+    {
+        let mut view = shared.view.lock();
+        view.ended = true;
+        view.statistics.total_time = view.started.elapsed();
+        view.statistics.status = outcome.status();
+        view.statistics.downtime = Downtime::of(machine.timeline());
+        view.statistics.error = error;
+    }
+    observer.status(outcome.status());
+    OutgoingReport { outcome, statistics: shared.statistics() }
+}
+
+fn rate(bytes: ByteCount) -> BytesPerSecond {
+    BytesPerSecond(bytes.0)
+}

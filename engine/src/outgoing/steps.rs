@@ -1,0 +1,185 @@
+//! What the machine asks for, done: the walks over the savevm list, the guest's stop and start.
+
+use super::OutgoingConfig;
+use super::timeline::Rounds;
+use crate::error::{SaveError, SaveFault};
+use crate::savevm::{Budget, SaveSetup, SaveVm, Switchover};
+use crate::stream::StreamWriter;
+use crate::vm::{RunState, Vm, VmError};
+use crate::vmdescription::VmDescription;
+use limosa_pages::ByteCount;
+use limosa_protocol::{Pending, SourceAction, SourceEvent, SourceStep};
+use limosa_transport::{ShutdownHandle, TransportError};
+use limosa_wire::{Command, encode};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The guest, its list and its link, for as long as the migration lasts.
+pub(super) struct Steps {
+    pub(super) savevm: SaveVm,
+    pub(super) out: StreamWriter,
+    pub(super) rounds: Rounds,
+    config: OutgoingConfig,
+    vm: Arc<dyn Vm>,
+    shutdown: ShutdownHandle,
+    /// The text that follows the end of the stream.
+    description: Vec<u8>,
+    /// Whether the guest ran when it was stopped, and so whether undoing the stop means running.
+    was_running: bool,
+}
+
+/// A step that could not be done.
+pub(super) enum StepError {
+    /// The link failed under it.
+    Link(TransportError),
+    /// A handler or the guest refused.
+    Handler(SourceStep, Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Steps {
+    pub(super) fn new(
+        config: OutgoingConfig,
+        savevm: SaveVm,
+        vm: Arc<dyn Vm>,
+        out: StreamWriter,
+        shutdown: ShutdownHandle,
+    ) -> Self {
+        Self {
+            savevm,
+            out,
+            rounds: Rounds::default(),
+            config,
+            vm,
+            shutdown,
+            description: Vec::new(),
+            was_running: false,
+        }
+    }
+
+    /// Writes header and configuration, with which every stream begins.
+    pub(super) fn write_opening(&mut self) -> Result<(), TransportError> {
+        encode::header(self.out.buffer());
+        self.savevm.configuration().encode(self.out.buffer());
+        self.out.flush()
+    }
+
+    /// Does `action` and says what came of it; `None` for actions that have no answer.
+    pub(super) fn perform(&mut self, action: SourceAction) -> Result<Option<SourceEvent>, StepError> {
+        let before = self.out.offset();
+        Ok(Some(match action {
+            SourceAction::SendCommand(command) => {
+                command.encode(self.out.buffer());
+                self.flush()?;
+                return Ok(None);
+            }
+            SourceAction::SaveSetup => {
+                self.save_setup().map_err(StepError::save(SourceStep::SaveSetup))?;
+                SourceEvent::SetupSaved { sent: self.sent_since(before)? }
+            }
+            SourceAction::SyncDirty => {
+                self.savevm.sync().map_err(StepError::save(SourceStep::SyncDirty))?;
+                self.rounds.next(Instant::now(), &self.savevm.ram_statistics(), self.out.offset());
+                SourceEvent::Synced { pending: self.pending() }
+            }
+            SourceAction::Iterate { max_bytes, max_time } => {
+                let mut budget = Budget::new(max_bytes, max_time, Instant::now());
+                self.savevm
+                    .save_live_iterate(&mut self.out, &mut budget)
+                    .map_err(StepError::save(SourceStep::Iterate))?;
+                SourceEvent::Iterated { sent: self.sent_since(before)?, pending: self.pending() }
+            }
+            SourceAction::StopVm => {
+                self.stop_vm().map_err(StepError::vm(SourceStep::StopVm))?;
+                SourceEvent::VmStopped
+            }
+            SourceAction::CompletePrecopy => {
+                self.complete_precopy().map_err(StepError::save(SourceStep::CompletePrecopy))?;
+                SourceEvent::PrecopyCompleted { sent: self.sent_since(before)? }
+            }
+            SourceAction::SaveDevices => {
+                self.save_devices().map_err(StepError::save(SourceStep::SaveDevices))?;
+                SourceEvent::DevicesSaved { sent: self.sent_since(before)? }
+            }
+            SourceAction::SendEnd => {
+                encode::end_of_stream(self.out.buffer());
+                encode::vm_description(&self.description, self.out.buffer());
+                SourceEvent::EndSent { sent: self.sent_since(before)? }
+            }
+            SourceAction::ResumeVm => {
+                self.resume_vm().map_err(StepError::vm(SourceStep::ResumeVm))?;
+                SourceEvent::VmResumed
+            }
+            SourceAction::CloseLink => {
+                self.shutdown.shutdown();
+                return Ok(None);
+            }
+            SourceAction::Finish => return Ok(None),
+        }))
+    }
+
+    fn save_setup(&mut self) -> Result<(), SaveError> {
+        let setup =
+            SaveSetup { capabilities: &self.config.capabilities, parameters: &self.config.parameters };
+        self.savevm.save_setup(&setup, &mut self.out)
+    }
+
+    fn stop_vm(&mut self) -> Result<(), VmError> {
+        self.was_running = self.vm.run_state() == RunState::Running;
+        if self.was_running {
+            self.vm.stop()?;
+        }
+        self.savevm.switchover(Switchover::Started);
+        Ok(())
+    }
+
+    fn resume_vm(&mut self) -> Result<(), VmError> {
+        self.savevm.switchover(Switchover::Undone);
+        if self.was_running { self.vm.resume() } else { Ok(()) }
+    }
+
+    fn complete_precopy(&mut self) -> Result<(), SaveError> {
+        if self.config.announce_switchover {
+            Command::SwitchoverStart.encode(self.out.buffer());
+        }
+        self.savevm.save_live_complete_precopy(&mut self.out)?;
+        self.rounds.end(Instant::now(), &self.savevm.ram_statistics(), self.out.offset());
+        Ok(())
+    }
+
+    fn save_devices(&mut self) -> Result<(), SaveError> {
+        let mut description = VmDescription::new(self.savevm.configuration());
+        let run_state = if self.was_running { RunState::Running } else { RunState::Paused };
+        self.savevm.set_run_state(run_state);
+        self.savevm.save_devices(&mut self.out, &mut description)?;
+        self.description = description.into_json();
+        Ok(())
+    }
+
+    /// What is left to move. Device state is small and its size is not known before it is saved.
+    fn pending(&self) -> Pending {
+        Pending { owed: self.savevm.state_pending(), device: ByteCount(0), queued: self.out.queued() }
+    }
+
+    /// Flushes, so that what a step has written is on its way before the next is asked for.
+    fn sent_since(&mut self, before: ByteCount) -> Result<ByteCount, StepError> {
+        self.flush()?;
+        Ok(self.out.offset() - before)
+    }
+
+    fn flush(&mut self) -> Result<(), StepError> {
+        self.out.flush().map_err(StepError::Link)
+    }
+}
+
+impl StepError {
+    fn save(step: SourceStep) -> impl FnOnce(SaveError) -> Self {
+        move |error| match error.source {
+            SaveFault::Transport(lost) => Self::Link(lost),
+            _ => Self::Handler(step, Box::new(error)),
+        }
+    }
+
+    fn vm(step: SourceStep) -> impl FnOnce(VmError) -> Self {
+        move |error| Self::Handler(step, Box::new(error))
+    }
+}

@@ -1,0 +1,138 @@
+//! What an operator can set, under QEMU's names (wire 9.2, 9.3).
+
+use limosa_pages::ByteCount;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Tunables of a migration. Those of a running one may be changed at any time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameters {
+    /// `max-bandwidth`: bytes per second that precopy may send; `None` is unlimited (0 in QMP).
+    pub max_bandwidth: Option<ByteCount>,
+    /// `avail-switchover-bandwidth`: overrides the measured bandwidth in the switchover decision.
+    pub switchover_bandwidth: Option<ByteCount>,
+    /// `downtime-limit`: the longest pause that the guest may be asked to take.
+    pub downtime_limit: Duration,
+    /// `xbzrle-cache-size`: bytes of page copies kept to encode deltas against; a power of two.
+    pub xbzrle_cache_size: ByteCount,
+}
+
+/// Features of a migration that are on or off from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `return-path`: the destination answers, and the source waits for its word before it lets go.
+    pub return_path: bool,
+    /// `xbzrle`: after the first round, pages leave as deltas against their previous version.
+    pub xbzrle: bool,
+    /// `events`: report status changes and passes.
+    pub events: bool,
+    /// `pause-before-switchover`: stop in `pre-switchover` until told to go on.
+    pub pause_before_switchover: bool,
+    /// `switchover-ack`: the destination must agree before the guest is stopped.
+    pub switchover_ack: bool,
+    /// `validate-uuid`: send the guest's UUID; the destination compares it.
+    pub validate_uuid: bool,
+}
+
+/// A value that cannot be set, or a set of values that cannot go together.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ParameterError {
+    /// Out of range.
+    #[error("parameter {name}: got {got}, expected {expected}")]
+    OutOfRange {
+        /// QEMU's name of the parameter.
+        name: &'static str,
+        /// What was asked for.
+        got: u64,
+        /// What would be accepted.
+        expected: &'static str,
+    },
+    /// A capability that needs another one.
+    #[error("capability {name} needs capability {needs}")]
+    Needs {
+        /// QEMU's name of the capability.
+        name: &'static str,
+        /// The one that is missing.
+        needs: &'static str,
+    },
+}
+
+/// The longest downtime limit that can be set, as in QEMU: 2,000 s.
+pub const DOWNTIME_LIMIT_MAX: Duration = Duration::from_secs(2000);
+
+impl Default for Parameters {
+    /// QEMU's defaults, but for the bandwidth: a migration that nobody throttled uses the whole link.
+    fn default() -> Self {
+        Self {
+            max_bandwidth: None,
+            switchover_bandwidth: None,
+            downtime_limit: Duration::from_millis(300),
+            xbzrle_cache_size: ByteCount(64 << 20),
+        }
+    }
+}
+
+impl Parameters {
+    /// Checks every value on its own.
+    ///
+    /// # Errors
+    /// [`ParameterError::OutOfRange`] with the first value that is not acceptable.
+    pub fn validate(&self) -> Result<(), ParameterError> {
+        if self.downtime_limit > DOWNTIME_LIMIT_MAX {
+            return Err(ParameterError::OutOfRange {
+                name: "downtime-limit",
+                got: u64::try_from(self.downtime_limit.as_millis()).unwrap_or(u64::MAX),
+                expected: "0 to 2000000 ms",
+            });
+        }
+        let cache = self.xbzrle_cache_size.0;
+        if cache < 4096 || !cache.is_power_of_two() {
+            return Err(ParameterError::OutOfRange {
+                name: "xbzrle-cache-size",
+                got: cache,
+                expected: "a power of two of at least 4096 bytes",
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Capabilities {
+    /// Checks that the features can go together (wire 10).
+    ///
+    /// # Errors
+    /// [`ParameterError::Needs`] for a capability whose precondition is off.
+    pub fn validate(&self) -> Result<(), ParameterError> {
+        if self.switchover_ack && !self.return_path {
+            return Err(ParameterError::Needs { name: "switchover-ack", needs: "return-path" });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(Parameters::default().validate(), Ok(()));
+        assert_eq!(Capabilities::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn an_odd_cache_size_is_refused_by_name() {
+        let parameters = Parameters { xbzrle_cache_size: ByteCount(5000), ..Parameters::default() };
+        let ParameterError::OutOfRange { name, got, .. } = parameters.validate().unwrap_err() else {
+            panic!("expected a range error")
+        };
+        assert_eq!((name, got), ("xbzrle-cache-size", 5000));
+    }
+
+    #[test]
+    fn switchover_ack_needs_a_return_path() {
+        let capabilities = Capabilities { switchover_ack: true, ..Capabilities::default() };
+        let needs = ParameterError::Needs { name: "switchover-ack", needs: "return-path" };
+        assert_eq!(capabilities.validate(), Err(needs));
+    }
+}

@@ -1,0 +1,161 @@
+//! The receiving half: page records in, guest RAM out.
+
+use super::counters::{RamCounters, add};
+use crate::error::LoadFault;
+use crate::stream::StreamReader;
+use limosa_compress::xbzrle;
+use limosa_pages::{BlockId, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun, ReceivedMap};
+use limosa_ram::GuestRam;
+use limosa_wire::{BlockUse, PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
+use std::sync::Arc;
+
+/// One incoming migration of a guest's RAM.
+pub(super) struct RamLoad {
+    ram: GuestRam,
+    counters: Arc<RamCounters>,
+    decoder: RamDecoder,
+    received: ReceivedMap,
+    /// A bit for each page that had memory behind it when the migration began; the others are zero until received.
+    populated: DirtyMap,
+    /// The block list has come and fits.
+    agreed: bool,
+    /// The block of the latest record.
+    block: Option<BlockId>,
+    page: Box<[u8; PAGE_BYTES]>,
+}
+
+impl RamLoad {
+    /// Notes which pages of our own RAM are known to be zero.
+    pub(super) fn begin(ram: GuestRam, counters: Arc<RamCounters>) -> Self {
+        let populated = DirtyMap::clean(ram.layout());
+        for (id, block) in ram.iter() {
+            block.populated().owe_into(populated.block(id));
+        }
+        Self {
+            received: ReceivedMap::empty(ram.layout()),
+            decoder: RamDecoder::new(RamContext::new()),
+            populated,
+            agreed: false,
+            block: None,
+            page: Box::new([0; PAGE_BYTES]),
+            ram,
+            counters,
+        }
+    }
+
+    /// Reads records up to and including the end of the section.
+    pub(super) fn read_section(&mut self, input: &mut StreamReader) -> Result<(), LoadFault> {
+        loop {
+            let before = input.offset();
+            match input.decode(|bytes| self.decoder.next(bytes))? {
+                RamItem::EndOfSection => return Ok(()),
+                RamItem::Setup(setup) => self.agree(&setup)?,
+                RamItem::Zero(address) => {
+                    let (block, page) = self.locate(address)?;
+                    self.load_zero(block, page)?;
+                }
+                RamItem::Page(address) => {
+                    let (block, page) = self.locate(address)?;
+                    let bytes = input.take(PAGE_BYTES)?;
+                    self.ram.block(block).copy_in(page.byte_offset(), bytes);
+                    self.mark(block, page);
+                    add(&self.counters.normal, 1);
+                }
+                RamItem::Xbzrle { page, length } => {
+                    let (block, page) = self.locate(page)?;
+                    let delta = input.take(usize::from(length))?;
+                    self.load_delta(block, page, delta)?;
+                }
+                RamItem::MultifdFlush => return Err(unexpected("multifd flush")),
+                RamItem::MappedSetup { .. } | RamItem::MappedBlock(_) => {
+                    unreachable!("the decoder's context has no mapped-ram")
+                }
+            }
+            add(&self.counters.bytes, input.offset() - before);
+        }
+    }
+
+    /// Compares the peer's blocks with ours: same names, same lengths, none missing.
+    fn agree(&mut self, setup: &RamSetup) -> Result<(), LoadFault> {
+        let layout = self.ram.layout();
+        for theirs in &setup.blocks {
+            let name = theirs.name.as_str();
+            let Some(id) = layout.find(name) else {
+                return Err(LoadFault::UnknownBlock { name: name.to_owned() });
+            };
+            let expected = layout.block(id).length;
+            if theirs.length != expected {
+                let name = name.to_owned();
+                return Err(LoadFault::BlockLength { name, expected, got: theirs.length });
+            }
+        }
+        for (_, ours) in layout.iter() {
+            match setup.blocks.iter().filter(|theirs| theirs.name == ours.name).count() {
+                1 => {}
+                0 => return Err(LoadFault::MissingBlock { name: ours.name.as_str().to_owned() }),
+                _ => return Err(LoadFault::RepeatedBlock { name: ours.name.as_str().to_owned() }),
+            }
+        }
+        self.agreed = true;
+        Ok(())
+    }
+
+    /// The page that a record speaks of.
+    #[inline]
+    fn locate(&mut self, address: PageAddress) -> Result<(BlockId, PageIndex), LoadFault> {
+        let block = match (address.block, self.block) {
+            (BlockUse::Continued, Some(block)) => block,
+            _ => self.look_up_block()?,
+        };
+        let length = self.ram.layout().block(block).length;
+        if address.offset >= length.0 {
+            let name = self.ram.layout().block(block).name.as_str().to_owned();
+            return Err(LoadFault::PageOutside { name, offset: address.offset, length });
+        }
+        Ok((block, PageIndex::containing(address.offset)))
+    }
+
+    fn look_up_block(&mut self) -> Result<BlockId, LoadFault> {
+        if !self.agreed {
+            return Err(LoadFault::PageBeforeSetup);
+        }
+        let name = self.decoder.block_name().expect("a page record has or continues a block");
+        let block =
+            self.ram.layout().find(name).ok_or_else(|| LoadFault::UnknownBlock { name: name.to_owned() })?;
+        self.block = Some(block);
+        Ok(block)
+    }
+
+    fn load_zero(&mut self, block: BlockId, page: PageIndex) -> Result<(), LoadFault> {
+        add(&self.counters.zero, 1);
+        let fresh = !self.received.block(block).is_received(page);
+        if fresh && !self.populated.block(block).is_owed(page) {
+            // Nothing was ever here: reading the page to find it zero would only give it memory.
+            add(&self.counters.untouched, 1);
+        } else if !self.ram.block(block).is_zero(page) {
+            self.ram.block(block).copy_in(page.byte_offset(), &[0; PAGE_BYTES]);
+        }
+        self.mark(block, page);
+        Ok(())
+    }
+
+    fn load_delta(&mut self, block: BlockId, page: PageIndex, delta: &[u8]) -> Result<(), LoadFault> {
+        let offset = page.byte_offset();
+        self.ram.block(block).copy_out(offset, self.page.as_mut_slice());
+        xbzrle::decode(delta, &mut self.page).map_err(|source| LoadFault::Delta { offset, source })?;
+        self.ram.block(block).copy_in(offset, self.page.as_slice());
+        self.mark(block, page);
+        add(&self.counters.xbzrle_pages, 1);
+        add(&self.counters.xbzrle_bytes, delta.len() as u64);
+        Ok(())
+    }
+
+    /// I3: only after the bytes are in place.
+    fn mark(&self, block: BlockId, page: PageIndex) {
+        self.received.block(block).mark(PageRun::new(page, PageCount(1)));
+    }
+}
+
+fn unexpected(record: &'static str) -> LoadFault {
+    LoadFault::UnexpectedRecord { record }
+}

@@ -1,0 +1,10 @@
+//! RAM as the first live entry of the savevm list: `ram`, version 4 (wire 3).
+
+mod counters;
+mod handler;
+mod load;
+mod save;
+mod xbzrle_cache;
+
+pub use counters::{RamCounters, RamStatistics};
+pub use handler::RamHandler;

@@ -1,0 +1,260 @@
+//! The sending half: dirty log in, page records out.
+
+use super::counters::{RamCounters, add};
+use super::xbzrle_cache::XbzrleCache;
+use crate::error::SaveFault;
+use crate::savevm::SaveSetup;
+use crate::stream::StreamWriter;
+use limosa_compress::xbzrle::{self, Encoded};
+use limosa_pages::{
+    BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageIndex, PageRun,
+    PageScheduler,
+};
+use limosa_ram::{DirtyLog, Gather, GuestRam};
+use limosa_wire::{RamEncoder, RamSetup, SetupBlock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Pages handed to the kernel at once: 256 x (8 + 4096) bytes is a little over 1 MiB in 512 of the 1024
+/// entries that one `sendmsg` may have. Larger batches measure no faster, smaller ones do slow down.
+const BATCH_PAGES: PageCount = PageCount(256);
+
+/// One outgoing migration of a guest's RAM.
+pub(super) struct RamSave {
+    ram: GuestRam,
+    counters: Arc<RamCounters>,
+    owed: DirtyMap,
+    scheduler: PageScheduler,
+    encoder: RamEncoder,
+    /// A bit for each page that had memory behind it at the start; consulted until the first round is over.
+    populated: Option<DirtyMap>,
+    xbzrle: Option<Xbzrle>,
+    batch: PageBatch,
+    records: Records,
+}
+
+/// The records of a batch. Bytes of guest RAM are not here: only where they go.
+#[derive(Default)]
+struct Records {
+    bytes: Vec<u8>,
+    /// Pages to send from guest RAM, each with the end of the bytes that go before it.
+    pages: Vec<(usize, PageIndex)>,
+}
+
+struct Xbzrle {
+    cache: XbzrleCache,
+    current: Box<[u8; PAGE_BYTES]>,
+    delta: Vec<u8>,
+    /// Deltas begin with the second round: in the first nothing has a previous version.
+    active: bool,
+}
+
+impl RamSave {
+    /// Starts the dirty log and owes all RAM.
+    pub(super) fn begin(
+        ram: GuestRam,
+        log: &mut dyn DirtyLog,
+        setup: &SaveSetup<'_>,
+        counters: Arc<RamCounters>,
+    ) -> Result<Self, SaveFault> {
+        let owed = DirtyMap::clean(ram.layout());
+        owed.owe_all();
+        log.start()?;
+        // After the start: a page that is touched from now on is in the log.
+        let populated = DirtyMap::clean(ram.layout());
+        for (id, _) in ram.iter() {
+            log.populated(id)?.owe_into(populated.block(id));
+        }
+        counters.owed.store(owed.count().0, Ordering::Relaxed);
+        let cache = setup.capabilities.xbzrle.then_some(setup.parameters.xbzrle_cache_size);
+        Ok(Self {
+            ram,
+            counters,
+            owed,
+            scheduler: PageScheduler::new(),
+            encoder: RamEncoder::new(),
+            populated: Some(populated),
+            xbzrle: cache.map(Xbzrle::new),
+            batch: PageBatch::default(),
+            records: Records::default(),
+        })
+    }
+
+    /// Writes the list of blocks: the body of the START section.
+    pub(super) fn write_setup(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        let blocks = self.ram.layout().iter();
+        let setup = RamSetup {
+            blocks: blocks.map(|(_, block)| SetupBlock::new(block.name.clone(), block.length)).collect(),
+        };
+        self.encoder.setup(&setup, out.buffer());
+        self.write_end(out)
+    }
+
+    /// Ends the body of a section.
+    pub(super) fn write_end(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        self.encoder.end_of_section(out.buffer());
+        Ok(out.flush_if_full()?)
+    }
+
+    /// Adds what the guest has written since the last call to what is owed.
+    pub(super) fn sync(&mut self, log: &mut dyn DirtyLog) -> Result<(), SaveFault> {
+        let dirtied = log.sync_into(&self.owed)?;
+        let first = self.counters.syncs.fetch_add(1, Ordering::Relaxed) == 0;
+        if !first {
+            // A page that was untouched at the start may have been written since, and deltas have a base now.
+            self.populated = None;
+            if let Some(xbzrle) = &mut self.xbzrle {
+                xbzrle.active = true;
+            }
+        }
+        self.counters.dirtied.store(dirtied.0, Ordering::Relaxed);
+        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes of the pages that are owed.
+    pub(super) fn pending(&self) -> ByteCount {
+        self.owed.count().bytes()
+    }
+
+    /// Writes owed pages until none is left or `spent`, told the bytes of each batch, says that it is enough.
+    pub(super) fn write_pages(
+        &mut self,
+        log: &mut dyn DirtyLog,
+        out: &mut StreamWriter,
+        mut spent: impl FnMut(ByteCount) -> bool,
+    ) -> Result<(), SaveFault> {
+        while self.scheduler.next_batch(&self.owed, BATCH_PAGES, &mut self.batch) {
+            let before = out.offset();
+            self.write_batch(log, out)?;
+            let sent = out.offset() - before;
+            add(&self.counters.bytes, sent.0);
+            self.counters.owed.fetch_sub(self.batch.pages().0, Ordering::Relaxed);
+            if spent(sent) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_batch(&mut self, log: &mut dyn DirtyLog, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        self.records.bytes.clear();
+        self.records.pages.clear();
+        for index in 0..self.batch.runs.len() {
+            let run = self.batch.runs[index];
+            // I2: the log forgets the pages before their bytes are read. A write that lands in between is
+            // reported again and costs one page; the other order would lose it.
+            log.clear_before_read(self.batch.block, run)?;
+            match &self.xbzrle {
+                Some(xbzrle) if xbzrle.active => self.encode_deltas(run),
+                _ => self.encode_plain(run),
+            }
+        }
+        let block = self.ram.block(self.batch.block);
+        let mut gather = Gather::new();
+        let mut from = 0;
+        for (end, page) in &self.records.pages {
+            gather.bytes(&self.records.bytes[from..*end]);
+            gather.pages(block, PageRun::new(*page, PageCount(1)));
+            from = *end;
+        }
+        if self.records.pages.is_empty() {
+            out.buffer().extend_from_slice(&self.records.bytes);
+            return Ok(out.flush_if_full()?);
+        }
+        gather.bytes(&self.records.bytes[from..]);
+        Ok(out.send(&mut gather)?)
+    }
+
+    /// Zero records for zero pages, page records for the others.
+    fn encode_plain(&mut self, run: PageRun) {
+        let id = self.batch.block;
+        let block = self.ram.block(id);
+        let populated = self.populated.as_ref().map(|map| map.block(id));
+        let (mut zeros, mut untouched) = (0, 0);
+        for page in run.pages() {
+            // A page that was never touched is zero; reading it to see that would give it memory.
+            let is_untouched = populated.is_some_and(|map| !map.is_owed(page));
+            let is_zero = is_untouched || block.is_zero(page);
+            untouched += u64::from(is_untouched);
+            zeros += u64::from(is_zero);
+            self.records.record(&mut self.encoder, is_zero, id, block.name(), page);
+        }
+        add(&self.counters.zero, zeros);
+        add(&self.counters.untouched, untouched);
+        add(&self.counters.normal, run.count.0 - zeros);
+    }
+
+    /// What changed of each page since it was last sent.
+    fn encode_deltas(&mut self, run: PageRun) {
+        let id = self.batch.block;
+        let Some(xbzrle) = &mut self.xbzrle else { unreachable!("called only with a cache") };
+        let block = self.ram.block(id);
+        let counters = &self.counters;
+        let bytes = &mut self.records.bytes;
+        for page in run.pages() {
+            let offset = page.byte_offset();
+            // A private copy: the guest may write meanwhile, and the cache must hold what was sent.
+            block.copy_out(offset, xbzrle.current.as_mut_slice());
+            if xbzrle.current.iter().all(|byte| *byte == 0) {
+                xbzrle.cache.insert(id, page, &xbzrle.current);
+                self.encoder.zero(id, block.name(), offset, bytes);
+                add(&counters.zero, 1);
+                continue;
+            }
+            let Some(held) = xbzrle.cache.get(id, page) else {
+                add(&counters.xbzrle_miss, 1);
+                add(&counters.normal, 1);
+                xbzrle.cache.insert(id, page, &xbzrle.current);
+                self.encoder.page(id, block.name(), offset, bytes);
+                bytes.extend_from_slice(xbzrle.current.as_slice());
+                continue;
+            };
+            xbzrle.delta.clear();
+            match xbzrle::encode(held, &xbzrle.current, &mut xbzrle.delta) {
+                Encoded::Same => add(&counters.xbzrle_same, 1),
+                Encoded::Delta(length) => {
+                    self.encoder.xbzrle(id, block.name(), offset, &xbzrle.delta, bytes);
+                    add(&counters.xbzrle_pages, 1);
+                    add(&counters.xbzrle_bytes, length as u64);
+                }
+                Encoded::Overflow => {
+                    self.encoder.page(id, block.name(), offset, bytes);
+                    bytes.extend_from_slice(xbzrle.current.as_slice());
+                    add(&counters.xbzrle_overflow, 1);
+                    add(&counters.normal, 1);
+                }
+            }
+            held.copy_from_slice(xbzrle.current.as_slice());
+        }
+    }
+}
+
+impl Records {
+    fn record(
+        &mut self,
+        encoder: &mut RamEncoder,
+        zero: bool,
+        id: BlockId,
+        name: &BlockName,
+        page: PageIndex,
+    ) {
+        if zero {
+            encoder.zero(id, name, page.byte_offset(), &mut self.bytes);
+        } else {
+            encoder.page(id, name, page.byte_offset(), &mut self.bytes);
+            self.pages.push((self.bytes.len(), page));
+        }
+    }
+}
+
+impl Xbzrle {
+    fn new(size: ByteCount) -> Self {
+        Self {
+            cache: XbzrleCache::new(size),
+            current: Box::new([0; PAGE_BYTES]),
+            delta: Vec::with_capacity(PAGE_BYTES),
+            active: false,
+        }
+    }
+}

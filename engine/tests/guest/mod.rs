@@ -1,0 +1,253 @@
+//! A guest made of one thread and a few devices, small enough to be compared byte by byte.
+#![allow(dead_code, reason = "each test binary uses the parts that it needs")]
+
+use limosa_engine::{
+    IncomingReport, MigrationStatus, Observer, OutgoingReport, Priority, RamHandler, RunState, SaveVm, Vm,
+    VmError,
+};
+use limosa_pages::{BlockId, BlockName, ByteCount, PAGE_BYTES};
+use limosa_ram::dirty_log::{FakeDirtyLog, HostWrites};
+use limosa_ram::{GuestRam, RamBlock};
+use limosa_vmstate::VmState;
+use limosa_wire::Configuration;
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Two blocks, one of them not a multiple of a batch.
+pub(crate) const BLOCKS: [(&str, u64); 2] = [("main.ram", 1500), ("small.ram", 3)];
+
+/// The device that every test guest has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, VmState)]
+#[vmstate(name = "counter", version = 2, minimum_version = 1)]
+pub(crate) struct Counter {
+    pub(crate) writes: u64,
+    #[vmstate(buffer)]
+    pub(crate) tag: [u8; 8],
+}
+
+/// What the writing thread and the engine share.
+#[derive(Debug)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct GateState {
+    run_state: RunState,
+    /// The writer stands still.
+    idle: bool,
+    over: bool,
+}
+
+pub(crate) struct Guest {
+    pub(crate) ram: GuestRam,
+    pub(crate) counter: Arc<Mutex<Counter>>,
+    pub(crate) writes: Arc<HostWrites>,
+    gate: Arc<Gate>,
+    writer: Option<JoinHandle<()>>,
+    savevm: Option<SaveVm>,
+}
+
+impl Guest {
+    /// A guest that runs and writes to pages below `hot` of its first block as fast as it can.
+    pub(crate) fn running(hot: u64) -> Self {
+        let guest = Self::new(RunState::Running, hot);
+        guest.fill(1);
+        guest
+    }
+
+    /// A guest that waits for its state.
+    pub(crate) fn incoming(hot: u64) -> Self {
+        Self::new(RunState::InMigrate, hot)
+    }
+
+    fn new(run_state: RunState, hot: u64) -> Self {
+        let blocks = BLOCKS.map(|(name, pages)| {
+            RamBlock::memfd(BlockName::new(name).unwrap(), ByteCount(pages * PAGE_BYTES as u64)).unwrap()
+        });
+        let ram = GuestRam::new(blocks.into()).unwrap();
+        let log = FakeDirtyLog::new(ram.layout());
+        let writes = log.writes();
+        let counter = Arc::new(Mutex::new(Counter::default()));
+        let mut savevm = SaveVm::new(configuration());
+        savevm.register_ram(RamHandler::new(ram.clone(), Some(Box::new(log))));
+        savevm.register_device("counter", 0, Priority::Default, Box::new(Arc::clone(&counter)));
+        let gate = Arc::new(Gate {
+            state: Mutex::new(GateState { run_state, idle: true, over: false }),
+            changed: Condvar::new(),
+        });
+        let writer = (hot > 0).then(|| spawn_writer(&ram, &counter, &writes, &gate, hot));
+        Self { ram, counter, writes, gate, writer, savevm: Some(savevm) }
+    }
+
+    /// Fills a third of the pages with content, leaves a third zero and a third untouched.
+    fn fill(&self, seed: u64) {
+        for (id, block) in self.ram.iter() {
+            for page in (0..block.pages().0).filter(|page| page % 3 != 2) {
+                let byte = if page % 3 == 0 { (page * 31 + seed * 7 + u64::from(id.0)) as u8 | 1 } else { 0 };
+                block.copy_in(page * PAGE_BYTES as u64, &[byte; PAGE_BYTES]);
+            }
+        }
+    }
+
+    pub(crate) fn take_savevm(&mut self) -> SaveVm {
+        self.savevm.take().expect("the list is lent to one migration at a time")
+    }
+
+    pub(crate) fn give_back(&mut self, savevm: SaveVm) {
+        self.savevm = Some(savevm);
+    }
+
+    /// The engine's hold on this guest.
+    pub(crate) fn vm(&self) -> Arc<dyn Vm> {
+        Arc::new(Handle { gate: Arc::clone(&self.gate), stop_fails: false })
+    }
+
+    /// A hold that cannot stop the guest.
+    pub(crate) fn unstoppable(&self) -> Arc<dyn Vm> {
+        Arc::new(Handle { gate: Arc::clone(&self.gate), stop_fails: true })
+    }
+
+    pub(crate) fn run_state(&self) -> RunState {
+        self.gate.state.lock().run_state
+    }
+
+    /// All bytes of RAM. The guest must stand still.
+    pub(crate) fn memory(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (_, block) in self.ram.iter() {
+            let start = bytes.len();
+            bytes.resize(start + block.length().0 as usize, 0);
+            block.copy_out(0, &mut bytes[start..]);
+        }
+        bytes
+    }
+
+    /// Waits until the guest has written `more` times from now.
+    pub(crate) fn let_write(&self, more: u64) {
+        let target = self.counter.lock().writes + more;
+        while self.counter.lock().writes < target {
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.vm().stop().unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.gate.state.lock().over = true;
+        self.gate.changed.notify_all();
+        if let Some(writer) = self.writer.take() {
+            writer.join().unwrap();
+        }
+    }
+}
+
+pub(crate) fn configuration() -> Configuration {
+    Configuration { machine: "test-guest".to_owned(), ..Configuration::default() }
+}
+
+fn spawn_writer(
+    ram: &GuestRam,
+    counter: &Arc<Mutex<Counter>>,
+    writes: &Arc<HostWrites>,
+    gate: &Arc<Gate>,
+    hot: u64,
+) -> JoinHandle<()> {
+    let (ram, counter) = (ram.clone(), Arc::clone(counter));
+    let (writes, gate) = (Arc::clone(writes), Arc::clone(gate));
+    std::thread::spawn(move || {
+        let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
+        loop {
+            {
+                let mut state = gate.state.lock();
+                while !state.over && state.run_state != RunState::Running {
+                    state.idle = true;
+                    gate.changed.notify_all();
+                    gate.changed.wait(&mut state);
+                }
+                if state.over {
+                    return;
+                }
+                state.idle = false;
+            }
+            for _ in 0..16 {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let page = (noise >> 33) % hot;
+                let mut counter = counter.lock();
+                counter.writes += 1;
+                counter.tag = counter.writes.to_le_bytes();
+                let offset = page * PAGE_BYTES as u64 + (noise >> 20) % 512 * 8;
+                ram.block(BlockId(0)).copy_in(offset, &counter.writes.to_le_bytes());
+                // After the write, as a log that misses nothing demands.
+                writes.mark(BlockId(0), offset, 8);
+            }
+        }
+    })
+}
+
+struct Handle {
+    gate: Arc<Gate>,
+    stop_fails: bool,
+}
+
+impl Vm for Handle {
+    fn stop(&self) -> Result<(), VmError> {
+        if self.stop_fails {
+            return Err(VmError::new("the guest does not obey"));
+        }
+        let mut state = self.gate.state.lock();
+        state.run_state = RunState::Paused;
+        while !state.idle {
+            self.gate.changed.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), VmError> {
+        self.gate.state.lock().run_state = RunState::Running;
+        self.gate.changed.notify_all();
+        Ok(())
+    }
+
+    fn run_state(&self) -> RunState {
+        self.gate.state.lock().run_state
+    }
+}
+
+/// Remembers what it was told.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    statuses: Mutex<Vec<MigrationStatus>>,
+    passes: Mutex<Vec<u64>>,
+}
+
+impl Recorder {
+    pub(crate) fn statuses(&self) -> Vec<&'static str> {
+        self.statuses.lock().iter().map(|status| status.as_str()).collect()
+    }
+
+    pub(crate) fn passes(&self) -> Vec<u64> {
+        self.passes.lock().clone()
+    }
+}
+
+impl Observer for Recorder {
+    fn status(&self, status: MigrationStatus) {
+        self.statuses.lock().push(status);
+    }
+
+    fn pass(&self, number: u64) {
+        self.passes.lock().push(number);
+    }
+}
+
+pub(crate) fn assert_completed(outgoing: &OutgoingReport, incoming: &IncomingReport) {
+    assert!(outgoing.is_completed(), "source: {outgoing:?}, destination: {incoming:?}");
+    assert!(incoming.is_completed(), "destination: {incoming:?}");
+}
