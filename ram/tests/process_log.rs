@@ -90,6 +90,37 @@ fn starting_over_and_over_while_pages_appear_loses_none() {
 }
 
 #[test]
+fn a_page_that_appears_where_even_the_page_table_is_missing_is_not_lost() {
+    // The kernel reports a stretch without page tables as a whole and protects it then, for milliseconds. The last
+    // page of such a gigabyte is written somewhere in that time: each attempt writes a little later.
+    const GIGABYTE: usize = 1 << 30;
+    for attempt in 0..40_u32 {
+        let block = RamBlock::anonymous(name("vast"), ByteCount(2 * GIGABYTE as u64)).unwrap();
+        let into_aligned_gigabyte = block.guest_address().as_ptr().align_offset(GIGABYTE);
+        let last = ((into_aligned_gigabyte + GIGABYTE) / PAGE_BYTES) as u64 - 1;
+        let ram = GuestRam::new(vec![block]).unwrap();
+        let Some(mut log) = log_of(&ram) else { return };
+        let starting = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !starting.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                (0..attempt * 20_000).for_each(|_| std::hint::spin_loop());
+                word(ram.block(BlockId(0)), last, 0).store(1, Ordering::Relaxed);
+            });
+            starting.store(true, Ordering::Relaxed);
+            log.start().unwrap();
+        });
+        let populated = log.populated(BlockId(0)).unwrap();
+        let owed = DirtyMap::clean(ram.layout());
+        log.sync_into(&owed).unwrap();
+        let page = PageIndex(last);
+        assert!(populated.contains(page) || owed.block(BlockId(0)).is_owed(page), "attempt {attempt}");
+    }
+}
+
+#[test]
 fn only_written_pages_are_reported_and_only_once() {
     let ram = guest();
     let Some(mut log) = log_of(&ram) else { return };
