@@ -3,6 +3,7 @@
 use crate::cursor::{Cursor, Halt, at_most, expect};
 use crate::encode;
 use crate::error::{Field, WireError};
+use crate::stream::{CONFIGURATION, SUBSECTION};
 
 /// Longest machine name accepted. QEMU's longest is under 40 bytes; the length field itself has 32 bits.
 pub const MAX_MACHINE_NAME_BYTES: usize = 255;
@@ -13,7 +14,6 @@ pub const MAX_CAPABILITIES: usize = 64;
 /// Largest page-bits value accepted: 1 GiB pages.
 pub const MAX_TARGET_PAGE_BITS: u32 = 30;
 
-const SUBSECTION: u8 = 0x05;
 const SUBSECTION_VERSION: u32 = 1;
 const TARGET_PAGE_BITS: &str = "configuration/target-page-bits";
 const CAPABILITIES: &str = "configuration/capabilities";
@@ -40,7 +40,7 @@ impl Configuration {
     /// If a text or list is longer than its limit in this module.
     pub fn encode(&self, out: &mut Vec<u8>) {
         assert!(self.machine.len() <= MAX_MACHINE_NAME_BYTES, "machine name of {} bytes", self.machine.len());
-        out.push(crate::stream::CONFIGURATION);
+        out.push(CONFIGURATION);
         encode::u32(self.machine.len() as u32, out);
         out.extend_from_slice(self.machine.as_bytes());
         if let Some(bits) = self.target_page_bits {
@@ -95,14 +95,12 @@ impl Configuration {
             CAPABILITIES => 2,
             UUID => 3,
             _ => {
-                let got = name.len() as u64;
-                return Err(WireError::Unknown { at: name_at, field: Field::SubsectionName, got }.into());
+                return Err(WireError::UnknownName { at: name_at, field: Field::SubsectionName }.into());
             }
         };
         if position <= order {
-            return Err(
-                WireError::Misplaced { at, field: Field::SubsectionName, got: u64::from(position) }.into()
-            );
+            let got = u64::from(SUBSECTION);
+            return Err(WireError::Misplaced { at, field: Field::Subsection, got }.into());
         }
         let at = cursor.at();
         expect(at, Field::SubsectionVersion, u64::from(SUBSECTION_VERSION), u64::from(cursor.u32()?))?;

@@ -43,6 +43,14 @@ pub enum WireError {
         /// The value it has.
         got: u64,
     },
+    /// A name of a list that has no such entry.
+    #[error("{field} at byte {at} is unknown")]
+    UnknownName {
+        /// Offset in the input.
+        at: usize,
+        /// Which field.
+        field: Field,
+    },
     /// A known element where it may not stand.
     #[error("{field} at byte {at}: {got:#x} may not stand here")]
     Misplaced {
@@ -96,6 +104,7 @@ impl WireError {
             Self::Mismatch { at, .. }
             | Self::TooLarge { at, .. }
             | Self::Unknown { at, .. }
+            | Self::UnknownName { at, .. }
             | Self::Misplaced { at, .. }
             | Self::Empty { at, .. }
             | Self::NotText { at, .. }
@@ -127,6 +136,7 @@ fields! {
     StreamVersion = "stream version",
     SectionType = "section type",
     MachineName = "machine name",
+    Subsection = "configuration subsection",
     SubsectionName = "configuration subsection name",
     SubsectionVersion = "configuration subsection version",
     TargetPageBits = "target page bits",
@@ -171,6 +181,7 @@ fields! {
     DeviceName = "device-state idstr",
     MappedRamVersion = "mapped-ram header version",
     MappedRamPageSize = "mapped-ram page size",
+    MappedRamBitmapOffset = "mapped-ram bitmap offset",
     MappedRamPagesOffset = "mapped-ram pages offset",
     DirtyBitmapFlags = "dirty-bitmap chunk flags",
     DirtyBitmapNodeName = "dirty-bitmap node name",

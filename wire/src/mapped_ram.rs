@@ -63,7 +63,7 @@ impl MappedRamHeader {
         aligned(at + 8, Field::MappedRamPagesOffset, pages_offset, PAGE_BYTES as u64)?;
         at_most(at + 8, Field::MappedRamPagesOffset, pages_offset, u64::MAX - length.0)?;
         let room = pages_offset.saturating_sub(bitmap_bytes(length).0);
-        at_most(at, Field::MappedRamPagesOffset, bitmap_offset, room)?;
+        at_most(at, Field::MappedRamBitmapOffset, bitmap_offset, room)?;
         Ok(Self { bitmap_offset, pages_offset })
     }
 }

@@ -1,12 +1,13 @@
 //! Bytes as QEMU writes them: each message of the wire against its worked example.
 
 use limosa_pages::{BlockId, BlockName, ByteCount};
-use limosa_wire::mapped_ram::MappedRamHeader;
+use limosa_wire::mapped_ram::{MappedRamHeader, bitmap_bytes};
 use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesPacket};
 use limosa_wire::{
     Command, Configuration, ContinueKind, DiscardRange, Field, PostcopyAdvice, RamContext, RamDecoder,
     RamEncoder, RamItem, RamSetup, ReceivedPages, RequestedPages, ReturnDecoder, ReturnMessage,
     SectionHeader, SectionId, SetupBlock, StartKind, Step, StreamDecoder, StreamItem, WireError, encode,
+    received_bitmap_bytes,
 };
 
 /// Hexadecimal digits with spaces between, as bytes.
@@ -43,6 +44,24 @@ fn the_capabilities_subsection_has_a_count_and_names() {
     let expected = "07 00000000 05 1a 636f6e66696775726174696f6e2f6361706162696c6974696573 00000001 \
                     00000001 0a 6d61707065642d72616d";
     assert_bytes(|out| configuration.encode(out), expected);
+}
+
+#[test]
+fn configuration_subsections_come_once_and_in_order() {
+    let next = |subsections: &[&str]| {
+        let bytes = hex(&format!("5145564d 00000003 07 00000000 {} 00", subsections.concat()));
+        let mut decoder = StreamDecoder::new();
+        assert_eq!(decoder.next(&bytes), Ok(Step::Item { used: 8, item: StreamItem::Header }));
+        decoder.next(&bytes[8..])
+    };
+    let bits = "05 1e 636f6e66696775726174696f6e2f7461726765742d706167652d62697473 00000001 0000000c";
+    let uuid = "05 12 636f6e66696775726174696f6e2f75756964 00000001 000102030405060708090a0b0c0d0e0f";
+    assert!(matches!(next(&[bits, uuid]), Ok(Step::Item { item: StreamItem::Configuration(_), .. })));
+    let misplaced = |at| Err(WireError::Misplaced { at, field: Field::Subsection, got: 5 });
+    assert_eq!(next(&[bits, bits]), misplaced(45));
+    assert_eq!(next(&[uuid, bits]), misplaced(45));
+    let unknown = WireError::UnknownName { at: 6, field: Field::SubsectionName };
+    assert_eq!(next(&["05 01 61 00000001"]), Err(unknown));
 }
 
 #[test]
@@ -177,6 +196,27 @@ fn multifd_packets_are_as_qemu_writes_them() {
 fn the_mapped_ram_header_lies_as_qemu_places_it() {
     let header = MappedRamHeader::at(0x8e - 28, ByteCount(16 << 20));
     assert_bytes(|out| header.encode(out), "00000001 0000000000001000 000000000000008e 0000000000100000");
+}
+
+#[test]
+fn bitmaps_are_rounded_up_to_whole_words() {
+    for (pages, bytes) in [(1, 8), (64, 8), (65, 16), (128, 16), (129, 24)] {
+        assert_eq!(bitmap_bytes(ByteCount(pages << 12)), ByteCount(bytes));
+        assert_eq!(received_bitmap_bytes(ByteCount(pages << 12)), ByteCount(bytes));
+    }
+}
+
+#[test]
+fn a_mapped_ram_bitmap_that_reaches_into_the_pages_is_refused() {
+    let length = ByteCount(65 << 12);
+    let decode = |bitmap: &str| {
+        let bytes = hex(&format!("00000001 0000000000001000 {bitmap} 0000000000100000"));
+        MappedRamHeader::decode(length, &bytes)
+    };
+    assert!(matches!(decode("00000000000ffff0"), Ok(Step::Item { used: 28, .. })));
+    let limit = 0xf_fff0;
+    let error = WireError::TooLarge { at: 12, field: Field::MappedRamBitmapOffset, got: limit + 1, limit };
+    assert_eq!(decode("00000000000ffff1"), Err(error));
 }
 
 #[test]
