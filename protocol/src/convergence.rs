@@ -147,20 +147,16 @@ impl Convergence {
 
     /// Decides about `rest`, once per sync.
     pub fn decide(&mut self, rest: Rest, now: Instant) -> Verdict {
-        if rest.owed.0 == 0 && rest.queued.0 == 0 {
-            self.last_downtime = self.downtime(rest);
-            return Verdict::Switchover;
-        }
-        let Some(downtime) = self.downtime(rest) else { return Verdict::Iterate };
-        let before = self.last_downtime.replace(downtime);
-        // The first round is what precopy is, whatever the limit would allow.
-        let Some(last_round) = self.last_round else { return Verdict::Iterate };
-        if downtime > self.config.downtime_limit {
-            return if rest.owed.0 == 0 { Verdict::Wait } else { Verdict::Iterate };
-        }
+        let downtime = self.downtime(rest);
+        let before = std::mem::replace(&mut self.last_downtime, downtime);
+        let fits = downtime.is_some_and(|downtime| downtime <= self.config.downtime_limit);
         if rest.owed.0 == 0 {
-            return Verdict::Switchover;
+            return if fits || rest.queued.0 == 0 { Verdict::Switchover } else { Verdict::Wait };
         }
+        // The first round is what precopy is, whatever the limit would allow.
+        let (Some(last_round), Some(downtime), true) = (self.last_round, downtime, fits) else {
+            return Verdict::Iterate;
+        };
         // A local minimum: the guest rewrites the same pages, and the last round won nothing worth having.
         if before.is_some_and(|before| before.saturating_sub(downtime) < noticeable(before)) {
             return Verdict::Switchover;

@@ -1,2 +1,3 @@
 //! Under construction.
 pub mod qemu;
+pub mod sim;

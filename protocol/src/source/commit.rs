@@ -18,7 +18,7 @@ use std::time::Instant;
 pub(super) struct SendingEnd {
     /// The destination has refused already; it counts when the whole end is known to have left.
     refused: Option<u32>,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// Everything is written; the destination has the last word.
@@ -26,7 +26,7 @@ pub(super) struct SendingEnd {
 pub(super) struct AwaitingShut {
     /// The main link broke after the commit point; an answer may still be on its way.
     broken: Option<Loss>,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl SendingEnd {
@@ -34,7 +34,7 @@ impl SendingEnd {
 
     pub(super) fn enter(context: &mut Context, now: Instant) -> State {
         context.act(SourceAction::SendEnd);
-        State::SendingEnd(Self { refused: None, deadline: now + context.config.timeouts.shut })
+        State::SendingEnd(Self { refused: None, deadline: now.checked_add(context.config.timeouts.shut) })
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {

@@ -25,7 +25,7 @@ pub struct SourceConfig {
     pub rounds_max: u32,
 }
 
-/// How long the source waits for an answer of the destination before it calls it lost.
+/// How long the source waits for an answer of the destination before it calls it lost; [`Duration::MAX`] is for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceTimeouts {
     /// Configuration, block list and versions accepted there.

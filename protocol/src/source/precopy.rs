@@ -31,6 +31,8 @@ pub(super) struct Syncing {
     asked: Instant,
     /// The round that has just ended; `None` before the first and after a rest.
     ended: Option<EndedRound>,
+    /// Since when the link has had to drain, if this follows such a rest.
+    draining_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,13 +68,15 @@ pub(super) struct Throttled {
 pub(super) struct Barrier {
     round: Round,
     asked: Instant,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// Ready, but the peer is not: its acknowledgement or the draining of the link is waited for.
 #[derive(Debug)]
 pub(super) struct Resting {
-    pub(super) until: Instant,
+    /// Since when the link has had to drain.
+    draining_since: Option<Instant>,
+    pub(super) until: Option<Instant>,
 }
 
 impl Syncing {
@@ -81,12 +85,21 @@ impl Syncing {
     /// The first sync: RAM begins to move.
     pub(super) fn begin(context: &mut Context, now: Instant) -> State {
         context.timeline.active = Some(now);
-        Self::enter(None, context, now)
+        Self::enter(None, None, context, now)
     }
 
-    fn enter(ended: Option<EndedRound>, context: &mut Context, now: Instant) -> State {
+    fn after_round(ended: EndedRound, context: &mut Context, now: Instant) -> State {
+        Self::enter(Some(ended), None, context, now)
+    }
+
+    fn enter(
+        ended: Option<EndedRound>,
+        draining_since: Option<Instant>,
+        context: &mut Context,
+        now: Instant,
+    ) -> State {
         context.act(SourceAction::SyncDirty);
-        State::Syncing(Self { asked: now, ended })
+        State::Syncing(Self { asked: now, ended, draining_since })
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
@@ -97,7 +110,7 @@ impl Syncing {
                 if let Some(EndedRound { began, link }) = self.ended {
                     context.convergence.round_finished(RoundSample { link, whole: now - began });
                 }
-                decide(pending, context, now)
+                decide(pending, self.draining_since, context, now)
             }
             event => Err(unexpected(Self::NAME, "Synced", &event)),
         }
@@ -105,13 +118,27 @@ impl Syncing {
 }
 
 /// After a sync: another round, a pause, or the switchover.
-fn decide(pending: Pending, context: &mut Context, now: Instant) -> Transition {
+fn decide(
+    pending: Pending,
+    draining_since: Option<Instant>,
+    context: &mut Context,
+    now: Instant,
+) -> Transition {
     // Behind a barrier the link is empty; without a return path its queue stands in front of the rest.
     let queued = if context.config.return_path { ByteCount(0) } else { pending.queued };
     let rest = Rest { owed: pending.owed, device: pending.device, queued };
     match context.convergence.decide(rest, now) {
         Verdict::Switchover if context.may_switch_over() => Ok(StoppingVm::enter(context, now)),
-        Verdict::Switchover | Verdict::Wait => Ok(State::Resting(Resting { until: now + REST })),
+        Verdict::Switchover => Ok(Resting::enter(None, now)),
+        Verdict::Wait => {
+            let since = draining_since.unwrap_or(now);
+            let limit = context.config.timeouts.round;
+            // Nothing is written meanwhile, so a dead link would not be noticed by a failing write.
+            if now.saturating_duration_since(since) >= limit {
+                return Err(SourceFailure::TimedOut { wait: Wait::Round(context.counters.rounds), limit });
+            }
+            Ok(Resting::enter(Some(since), now))
+        }
         Verdict::Iterate if context.counters.rounds >= context.config.rounds_max => {
             Err(SourceFailure::NotConverging { rounds: context.counters.rounds })
         }
@@ -151,10 +178,10 @@ impl Round {
     /// Everything is written: make sure that it is processed (I5), then sync.
     fn end(self, context: &mut Context, now: Instant) -> State {
         if !context.config.return_path {
-            return Syncing::enter(Some(self.ended(false, now)), context, now);
+            return Syncing::after_round(self.ended(false, now), context, now);
         }
         context.ping_and_wait(PingPurpose::Round(context.counters.rounds));
-        let deadline = now + context.config.timeouts.round;
+        let deadline = now.checked_add(context.config.timeouts.round);
         State::Barrier(Barrier { round: self, asked: now, deadline })
     }
 
@@ -211,7 +238,7 @@ impl Barrier {
         match event {
             SourceEvent::Return(ReturnMessage::Pong(_)) => {
                 context.convergence.note_round_trip(now - self.asked);
-                Ok(Syncing::enter(Some(self.round.ended(true, now)), context, now))
+                Ok(Syncing::after_round(self.round.ended(true, now), context, now))
             }
             SourceEvent::Timeout => Err(SourceFailure::TimedOut {
                 wait: Wait::Round(context.counters.rounds),
@@ -225,10 +252,14 @@ impl Barrier {
 impl Resting {
     pub(super) const NAME: &'static str = "resting";
 
+    fn enter(draining_since: Option<Instant>, now: Instant) -> State {
+        State::Resting(Self { draining_since, until: now.checked_add(REST) })
+    }
+
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
             SourceEvent::Timeout | SourceEvent::Return(ReturnMessage::SwitchoverAck) => {
-                Ok(Syncing::enter(None, context, now))
+                Ok(Syncing::enter(None, self.draining_since, context, now))
             }
             event => Err(unexpected(Self::NAME, "Timeout", &event)),
         }

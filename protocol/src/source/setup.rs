@@ -17,7 +17,7 @@ pub(super) struct SavingSetup;
 #[derive(Debug)]
 pub(super) struct ProvingSetup {
     asked: Instant,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl SavingSetup {
@@ -38,7 +38,7 @@ impl SavingSetup {
                 context.counters.bytes_sent += sent;
                 if context.config.return_path {
                     context.ping_and_wait(PingPurpose::Setup);
-                    let deadline = now + context.config.timeouts.setup;
+                    let deadline = now.checked_add(context.config.timeouts.setup);
                     Ok(State::ProvingSetup(ProvingSetup { asked: now, deadline }))
                 } else {
                     Ok(Syncing::begin(context, now))

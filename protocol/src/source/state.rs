@@ -105,13 +105,13 @@ impl State {
     /// When it stops waiting.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::ProvingSetup(state) => Some(state.deadline),
+            Self::ProvingSetup(state) => state.deadline,
             Self::Throttled(state) => state.until,
-            Self::Barrier(state) => Some(state.deadline),
-            Self::Resting(state) => Some(state.until),
-            Self::ProvingDevices(state) => Some(state.deadline),
-            Self::SendingEnd(state) => Some(state.deadline),
-            Self::AwaitingShut(state) => Some(state.deadline),
+            Self::Barrier(state) => state.deadline,
+            Self::Resting(state) => state.until,
+            Self::ProvingDevices(state) => state.deadline,
+            Self::SendingEnd(state) => state.deadline,
+            Self::AwaitingShut(state) => state.deadline,
             _ => None,
         }
     }

@@ -32,7 +32,7 @@ pub(super) struct SavingDevices;
 /// All sections are out; the PONG will say that every device is loaded.
 #[derive(Debug)]
 pub(super) struct ProvingDevices {
-    pub(super) deadline: Instant,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl StoppingVm {
@@ -119,7 +119,7 @@ impl SavingDevices {
                     return Ok(SendingEnd::enter(context, now));
                 }
                 context.ping_and_wait(PingPurpose::Switchover);
-                let deadline = now + context.config.timeouts.devices;
+                let deadline = now.checked_add(context.config.timeouts.devices);
                 Ok(State::ProvingDevices(ProvingDevices { deadline }))
             }
             event => Err(unexpected(Self::NAME, "DevicesSaved", &event)),

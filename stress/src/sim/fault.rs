@@ -1,0 +1,141 @@
+//! What goes wrong.
+
+use super::world::World;
+use limosa_protocol::{
+    BytesPerSecond, DestinationEvent, EntryIndex, ParameterChange, SectionKind, SourceEvent,
+};
+use limosa_wire::{Command, ReturnMessage, SectionId};
+use std::time::Duration;
+
+use super::link::Frame;
+
+/// One thing that goes wrong, or that a user does at a bad moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The connection breaks; some of what is under way still arrives.
+    CutLink,
+    /// The connection goes dead without a word.
+    SilenceLink,
+    /// The source's process dies, and the guest if it was there.
+    CrashSource,
+    /// The destination's process dies, and the guest if it was there.
+    CrashDestination,
+    /// The step that the source is in fails.
+    FailSourceStep,
+    /// The next thing that the destination loads or starts fails.
+    FailDestinationStep,
+    /// The user cancels, and the guest cannot be resumed.
+    FailResume,
+    /// The user cancels on the source.
+    CancelSource,
+    /// The user cancels on the destination.
+    CancelDestination,
+    /// The user changes limits. Harmless at any moment.
+    ChangeParameters,
+    /// The return path says something that the destination did not.
+    LieOnReturnPath,
+    /// The stream contains something that does not belong there.
+    InjectFrame,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::CutLink,
+        Self::SilenceLink,
+        Self::CrashSource,
+        Self::CrashDestination,
+        Self::FailSourceStep,
+        Self::FailDestinationStep,
+        Self::FailResume,
+        Self::CancelSource,
+        Self::CancelDestination,
+        Self::ChangeParameters,
+        Self::LieOnReturnPath,
+        Self::InjectFrame,
+    ];
+
+    /// Makes it happen.
+    pub fn strike(self, world: &mut World) {
+        let now = world.environment.now;
+        match self {
+            Self::CutLink => cut(world),
+            Self::SilenceLink => world.environment.link.silence(now),
+            Self::CrashSource => {
+                world.source.crash();
+                cut(world);
+            }
+            Self::CrashDestination => {
+                world.destination.crash();
+                cut(world);
+            }
+            Self::FailSourceStep => world.source.fail_step(),
+            Self::FailDestinationStep => world.destination.fail_step(),
+            Self::FailResume => {
+                world.source.fail_resume();
+                world.source.tell(SourceEvent::Cancel);
+            }
+            Self::CancelSource => world.source.tell(SourceEvent::Cancel),
+            Self::CancelDestination => world.destination.tell(DestinationEvent::Cancel),
+            Self::ChangeParameters => change_parameters(world),
+            Self::LieOnReturnPath => lie(world),
+            Self::InjectFrame => inject(world),
+        }
+    }
+}
+
+fn cut(world: &mut World) {
+    let link = &mut world.environment.link;
+    let rng = &mut world.environment.rng;
+    let main = rng.below(link.main.under_way().len() as u64 + 1) as usize;
+    let back = rng.below(link.back.under_way().len() as u64 + 1) as usize;
+    link.cut(main, back);
+}
+
+fn change_parameters(world: &mut World) {
+    let rng = &mut world.environment.rng;
+    let limits = [Duration::ZERO, Duration::from_millis(2), Duration::from_secs(1)];
+    let rates = [None, Some(BytesPerSecond(200_000)), Some(BytesPerSecond(50_000_000))];
+    let change = ParameterChange {
+        downtime_limit: Some(rng.choose(&limits)),
+        max_bandwidth: Some(rng.choose(&rates)),
+        switchover_bandwidth: Some(rng.choose(&rates)),
+    };
+    world.source.tell(SourceEvent::SetParameters(change));
+}
+
+fn lie(world: &mut World) {
+    let rng = &mut world.environment.rng;
+    let message = match rng.below(6) {
+        0 => ReturnMessage::Shut(0),
+        1 => ReturnMessage::Shut(1 + rng.below(3) as u32),
+        2 => ReturnMessage::Pong(rng.below(6) as u32),
+        3 => ReturnMessage::Pong(0x5000_0000 + rng.below(6) as u32),
+        4 => ReturnMessage::SwitchoverAck,
+        _ => ReturnMessage::ResumeAck,
+    };
+    world.checks.peer_lies = true;
+    world.environment.link.back.inject(message);
+}
+
+fn inject(world: &mut World) {
+    let rng = &mut world.environment.rng;
+    let id = SectionId(rng.below(6) as u32);
+    let kinds = [
+        SectionKind::Start(EntryIndex(0)),
+        SectionKind::Part,
+        SectionKind::End,
+        SectionKind::Full(EntryIndex(1)),
+    ];
+    let frame = match rng.below(8) {
+        0 => Frame::Header,
+        1 => Frame::Configuration,
+        2 => Frame::Command(Command::PostcopyListen),
+        3 => Frame::Command(Command::Ping(rng.below(9) as u32)),
+        4 => Frame::Open { id, kind: rng.choose(&kinds) },
+        5 => Frame::Footer(id),
+        6 => Frame::EndOfStream,
+        _ => Frame::Command(Command::OpenReturnPath),
+    };
+    world.environment.link.main.inject(frame);
+}

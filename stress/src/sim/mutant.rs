@@ -1,0 +1,42 @@
+//! Deliberate mistakes, one per invariant, made by the shells around the machines.
+//!
+//! Each wraps an action or an event of a machine that is itself untouched. A simulator that lets one of them live
+//! would not notice the same mistake in the engine either.
+
+/// A mistake of a shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutant {
+    /// I1: a page is claimed, and dropped because the link is full.
+    DropsClaimedPage,
+    /// I2: the dirty bit is cleared after the page is read.
+    ClearsAfterRead,
+    /// I3: the received bit is set before the page is placed.
+    MarksBeforePlacing,
+    /// I5: the barrier at the end of a round answers itself.
+    SkipsBarrier,
+    /// I6: a guest in doubt is resumed.
+    ResumesInDoubt,
+    /// I7: the end of the connection is taken for the last word.
+    TakesEofForSuccess,
+    /// I8: what was to be sent outlives the decision to close.
+    FlushesOutboxOnClose,
+    /// I9: an answer slot that nobody has written counts as the answer.
+    ReadsUnwrittenAnswer,
+    /// I11: the writer does not wait for room.
+    IgnoresFullLink,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::DropsClaimedPage,
+        Self::ClearsAfterRead,
+        Self::MarksBeforePlacing,
+        Self::SkipsBarrier,
+        Self::ResumesInDoubt,
+        Self::TakesEofForSuccess,
+        Self::FlushesOutboxOnClose,
+        Self::ReadsUnwrittenAnswer,
+        Self::IgnoresFullLink,
+    ];
+}

@@ -1,0 +1,130 @@
+//! What a seed means: how the migration is set up, what goes wrong, and in which state.
+
+use super::fault::Fault;
+use super::guest::PAGES;
+use super::mutant::Mutant;
+use super::rng::Rng;
+use limosa_protocol::{BytesPerSecond, ConvergenceConfig, SourceConfig};
+use std::time::Duration;
+
+/// Which machine's state is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// [`limosa_protocol::Source`]
+    Source,
+    /// [`limosa_protocol::Destination`]
+    Destination,
+}
+
+/// A state of a machine, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The machine.
+    pub side: Side,
+    /// The state's name.
+    pub state: &'static str,
+}
+
+/// A fault and when it strikes.
+#[derive(Clone, Copy, Debug)]
+pub struct Strike {
+    /// In this state; `None` is anywhere.
+    pub place: Option<Place>,
+    /// After so many steps there.
+    pub after: u64,
+    /// The fault.
+    pub fault: Fault,
+}
+
+/// Everything that a run is made of.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Chance of the run itself.
+    pub rng: Rng,
+    /// Settings of the source.
+    pub source: SourceConfig,
+    /// When the destination's devices acknowledge the switchover, if the source waits for it.
+    pub ack_at: Option<Duration>,
+    /// Writes that the guest makes.
+    pub writes: u32,
+    /// Pages that it writes to.
+    pub working_set: u64,
+    /// What goes wrong, in this order; each is armed when the one before it has struck.
+    pub strikes: Vec<Strike>,
+    /// The mistake that the shells make.
+    pub mutant: Option<Mutant>,
+}
+
+impl Scenario {
+    /// A migration in which nothing goes wrong.
+    pub fn undisturbed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let return_path = !rng.one_in(4);
+        let limits = [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(300)];
+        let source = SourceConfig {
+            return_path,
+            pause_before_switchover: rng.one_in(4),
+            switchover_ack: return_path && rng.one_in(4),
+            convergence: ConvergenceConfig {
+                downtime_limit: rng.choose(&limits),
+                switchover_bandwidth: rng.one_in(8).then_some(BytesPerSecond(100_000_000)),
+            },
+            max_bandwidth: rng.one_in(4).then_some(SLOW),
+            ..SourceConfig::default()
+        };
+        Self {
+            ack_at: source.switchover_ack.then(|| Duration::from_micros(rng.below(5000))),
+            source,
+            writes: rng.below(60) as u32,
+            working_set: 1 + rng.below(PAGES as u64),
+            strikes: Vec::new(),
+            mutant: None,
+            rng,
+        }
+    }
+
+    /// A migration in which a fault strikes in this state, `patience` steps after it is reached or sooner, and perhaps
+    /// another one some time later.
+    pub fn struck_in(place: Place, seed: u64, patience: u64) -> Self {
+        let mut scenario = Self::undisturbed(seed);
+        scenario.make_reachable(place.state);
+        let rng = &mut scenario.rng;
+        if place.state == "resuming" {
+            // Somebody must have given up while the guest was stopped.
+            let stopped = Place { side: Side::Source, state: rng.choose(&STOPPED_STATES) };
+            let cancel = Strike { place: Some(stopped), after: 0, fault: Fault::CancelSource };
+            scenario.strikes.push(cancel);
+        }
+        let after = rng.below(patience + 1);
+        scenario.strikes.push(Strike { place: Some(place), after, fault: rng.choose(&Fault::ALL) });
+        if rng.one_in(2) {
+            let after = rng.below(40);
+            scenario.strikes.push(Strike { place: None, after, fault: rng.choose(&Fault::ALL) });
+        }
+        scenario
+    }
+
+    /// Changes the settings that would keep a migration out of this state.
+    fn make_reachable(&mut self, state: &str) {
+        match state {
+            "proving setup" | "barrier" | "proving devices" | "awaiting shut" | "resuming" => {
+                self.source.return_path = true;
+            }
+            "throttled" => self.source.max_bandwidth = Some(SLOW),
+            "resting" => {
+                self.source.return_path = true;
+                self.source.switchover_ack = true;
+                // Later than any first round.
+                self.ack_at = Some(Duration::from_millis(400));
+            }
+            "pre-switchover" => self.source.pause_before_switchover = true,
+            _ => {}
+        }
+    }
+}
+
+/// Half a megabyte per second: the burst is five pages.
+const SLOW: BytesPerSecond = BytesPerSecond(500_000);
+
+/// States in which the guest is stopped and a cancel is still obeyed.
+const STOPPED_STATES: [&str; 4] = ["final sync", "completing precopy", "saving devices", "proving devices"];

@@ -1,0 +1,440 @@
+//! The shell around the source machine: what the engine's coordinator is to a real one.
+//!
+//! It works a step at a time, so that anything can happen between two page records. Like a coordinator it looks into
+//! its inbox between actions; unlike one it chooses by chance, and hands results in late.
+
+use super::environment::Environment;
+use super::guest::{RECORD_BYTES, SourceMemory};
+use super::link::{FRAMES_MAX, Frame, Received};
+use super::mutant::Mutant;
+use limosa_pages::ByteCount;
+use limosa_protocol::{
+    EntryIndex, GuestFate, LinkRole, Loss, LossReason, Pending, PingPurpose, SectionKind, Source,
+    SourceAction, SourceConfig, SourceEvent, SourceStep,
+};
+use limosa_wire::{Command, ReturnMessage, SectionId};
+use std::collections::VecDeque;
+
+/// The live section.
+pub(super) const RAM: SectionId = SectionId(1);
+/// Its entry on the destination.
+pub(super) const RAM_ENTRY: EntryIndex = EntryIndex(0);
+/// The device section.
+pub(super) const DEVICE: SectionId = SectionId(2);
+/// Its entry on the destination.
+pub(super) const DEVICE_ENTRY: EntryIndex = EntryIndex(1);
+/// What an inbox holds at most; a reader waits when it is full.
+pub const INBOX_MAX: usize = 8;
+/// Bytes of a section header with its footer, roughly.
+const SECTION_BYTES: u64 = 32;
+/// Size of the device section, as announced in pending.
+const DEVICE_BYTES: ByteCount = ByteCount(64);
+
+/// The source's process.
+#[derive(Debug)]
+pub struct SourceShell {
+    /// The machine.
+    pub machine: Source,
+    /// The guest's RAM here.
+    pub memory: SourceMemory,
+    /// The guest runs here.
+    pub guest_runs: bool,
+    /// The process is gone.
+    pub crashed: bool,
+    /// `Finish` is done.
+    pub finished: bool,
+    /// The guest could not be brought back.
+    pub resume_failed: bool,
+    inbox: VecDeque<SourceEvent>,
+    step: Option<Step>,
+    return_path: bool,
+    reader_ended: bool,
+    step_fails: bool,
+    resume_fails: bool,
+    devices_sent: bool,
+}
+
+#[derive(Debug)]
+enum Step {
+    Write(Write),
+    Sync,
+    StopVm,
+    ResumeVm,
+    CloseLink,
+    Finish,
+}
+
+/// Frames, pages, frames, and then a result.
+#[derive(Debug)]
+struct Write {
+    before: VecDeque<Frame>,
+    pages: Option<Slice>,
+    after: VecDeque<Frame>,
+    sent: u64,
+    result: WriteResult,
+}
+
+#[derive(Debug)]
+struct Slice {
+    bytes_left: u64,
+    pages_left: u64,
+    /// Returns early rather than waiting for room.
+    bounded: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WriteResult {
+    Command,
+    Setup,
+    Slice,
+    Precopy,
+    Devices,
+    End,
+}
+
+impl SourceShell {
+    /// A source whose guest runs.
+    pub fn new(config: SourceConfig, environment: &mut Environment) -> Self {
+        let return_path = config.return_path;
+        for frame in [Frame::Header, Frame::Configuration] {
+            environment.write_main(frame).expect("a fresh link takes the head of the stream");
+        }
+        Self {
+            machine: Source::new(config, environment.instant()),
+            memory: SourceMemory::new(),
+            guest_runs: true,
+            crashed: false,
+            finished: false,
+            resume_failed: false,
+            inbox: VecDeque::new(),
+            step: None,
+            return_path,
+            reader_ended: false,
+            step_fails: false,
+            resume_fails: false,
+            devices_sent: false,
+        }
+    }
+
+    /// The process dies.
+    pub fn crash(&mut self) {
+        self.crashed = true;
+        self.guest_runs = false;
+    }
+
+    /// The step under way, or else the next, fails.
+    pub fn fail_step(&mut self) {
+        self.step_fails = true;
+    }
+
+    /// The guest will not be brought back.
+    pub fn fail_resume(&mut self) {
+        self.resume_fails = true;
+    }
+
+    /// Puts an event into the inbox.
+    pub fn tell(&mut self, event: SourceEvent) {
+        self.inbox.push_back(event);
+    }
+
+    /// Events that wait.
+    pub fn inbox_length(&self) -> usize {
+        self.inbox.len()
+    }
+
+    /// Does one thing, if there is one to do.
+    pub fn advance(&mut self, environment: &mut Environment) -> bool {
+        if self.crashed || self.finished {
+            return false;
+        }
+        if let Some(step) = self.step.take() {
+            return self.perform(step, environment);
+        }
+        let due = self.machine.poll_timeout().is_some_and(|time| time <= environment.instant());
+        if due {
+            self.hand(SourceEvent::Timeout, environment);
+            return true;
+        }
+        // Between two actions the inbox gets its chance, or a cancel would wait for the end of the migration.
+        if environment.rng.one_in(2)
+            && let Some(event) = self.inbox.pop_front()
+        {
+            self.hand(event, environment);
+            return true;
+        }
+        if let Some(action) = self.machine.poll_action() {
+            self.step = self.begin(action, environment);
+            return true;
+        }
+        match self.inbox.pop_front() {
+            Some(event) => {
+                self.hand(event, environment);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Reads the return path, as its own thread would.
+    pub fn read(&mut self, environment: &mut Environment) -> bool {
+        let idle = !self.return_path || self.reader_ended || self.inbox.len() >= INBOX_MAX;
+        if idle || self.crashed || self.finished {
+            return false;
+        }
+        match environment.link.back.read(environment.now) {
+            Received::Nothing => return false,
+            Received::Item(message) => self.tell(SourceEvent::Return(message)),
+            Received::Lost(reason) => {
+                self.reader_ended = true;
+                self.tell(SourceEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
+            }
+        }
+        true
+    }
+
+    fn begin(&mut self, action: SourceAction, environment: &mut Environment) -> Option<Step> {
+        let open = |kind| Frame::Open { id: RAM, kind };
+        let frames = |list: &[Frame]| list.iter().cloned().collect::<VecDeque<_>>();
+        let write = |before: &[Frame], pages, after: &[Frame], result| {
+            Some(Step::Write(Write { before: frames(before), pages, after: frames(after), sent: 0, result }))
+        };
+        match action {
+            // I5: the mutant's barrier stands nowhere.
+            SourceAction::SendCommand(Command::Ping(value)) if self.skips_barrier(value, environment) => {
+                self.tell(SourceEvent::Return(ReturnMessage::Pong(value)));
+                None
+            }
+            SourceAction::SendCommand(command) => {
+                self.read_unwritten_answer(&command, environment);
+                write(&[Frame::Command(command)], None, &[], WriteResult::Command)
+            }
+            SourceAction::SaveSetup => {
+                write(&[open(SectionKind::Start(RAM_ENTRY))], None, &[Frame::Footer(RAM)], WriteResult::Setup)
+            }
+            SourceAction::Iterate { max_bytes, .. } => {
+                let pages_left = 1 + environment.rng.below(6);
+                let slice = Slice { bytes_left: max_bytes.0, pages_left, bounded: true };
+                write(&[open(SectionKind::Part)], Some(slice), &[Frame::Footer(RAM)], WriteResult::Slice)
+            }
+            SourceAction::CompletePrecopy => {
+                let before = [Frame::Command(Command::SwitchoverStart), open(SectionKind::End)];
+                let slice = Slice { bytes_left: u64::MAX, pages_left: u64::MAX, bounded: false };
+                write(&before, Some(slice), &[Frame::Footer(RAM)], WriteResult::Precopy)
+            }
+            SourceAction::SaveDevices => {
+                let header = Frame::Open { id: DEVICE, kind: SectionKind::Full(DEVICE_ENTRY) };
+                let body = Frame::Device(environment.guest.device);
+                write(&[header, body, Frame::Footer(DEVICE)], None, &[], WriteResult::Devices)
+            }
+            SourceAction::SendEnd => {
+                write(&[Frame::EndOfStream, Frame::VmDescription], None, &[], WriteResult::End)
+            }
+            SourceAction::SyncDirty => Some(Step::Sync),
+            SourceAction::StopVm => Some(Step::StopVm),
+            SourceAction::ResumeVm => Some(Step::ResumeVm),
+            SourceAction::CloseLink => Some(Step::CloseLink),
+            SourceAction::Finish => Some(Step::Finish),
+        }
+    }
+
+    fn perform(&mut self, step: Step, environment: &mut Environment) -> bool {
+        if std::mem::take(&mut self.step_fails)
+            && let Some(failed) = step.can_fail()
+        {
+            self.resume_failed |= failed == SourceStep::ResumeVm;
+            // A guest that could not be stopped may be stopped all the same.
+            if failed == SourceStep::StopVm {
+                self.guest_runs = environment.rng.one_in(2);
+            }
+            self.answer(SourceEvent::HandlerFailed { step: failed }, environment);
+            return true;
+        }
+        match step {
+            Step::Write(write) => return self.write(write, environment),
+            Step::Sync => {
+                self.memory.sync();
+                self.answer(SourceEvent::Synced { pending: self.pending(environment) }, environment);
+            }
+            Step::StopVm => {
+                self.guest_runs = false;
+                self.answer(SourceEvent::VmStopped, environment);
+            }
+            Step::ResumeVm if self.resume_fails => {
+                self.resume_failed = true;
+                self.answer(SourceEvent::HandlerFailed { step: SourceStep::ResumeVm }, environment);
+            }
+            Step::ResumeVm => {
+                self.guest_runs = true;
+                self.answer(SourceEvent::VmResumed, environment);
+            }
+            Step::CloseLink => self.close_link(environment),
+            Step::Finish => {
+                let in_doubt =
+                    self.machine.outcome().is_some_and(|outcome| outcome.fate == GuestFate::InDoubt);
+                if environment.mutant == Some(Mutant::ResumesInDoubt) && in_doubt {
+                    self.guest_runs = true;
+                }
+                environment.link.main.close();
+                environment.link.back.cut(0);
+                self.finished = true;
+            }
+        }
+        true
+    }
+
+    /// Writes the next frame. `false` while the link has no room.
+    fn write(&mut self, mut write: Write, environment: &mut Environment) -> bool {
+        let room = environment.link.main.has_room(environment.now)
+            || environment.mutant == Some(Mutant::IgnoresFullLink);
+        if let Some(slice) = &mut write.pages
+            && write.before.is_empty()
+        {
+            if !room && slice.bounded {
+                if environment.mutant == Some(Mutant::DropsClaimedPage)
+                    && let Some(page) = self.memory.claim_next()
+                {
+                    self.memory.log[page] = false;
+                }
+                slice.pages_left = 0;
+            }
+            if slice.pages_left == 0 || slice.bytes_left == 0 || self.memory.owed.count().0 == 0 {
+                write.pages = None;
+                self.step = Some(Step::Write(write));
+                return true;
+            }
+        }
+        if !room {
+            self.step = Some(Step::Write(write));
+            return false;
+        }
+        let frame = match write.before.pop_front() {
+            Some(frame) => Some(frame),
+            None if write.pages.is_some() => Some(self.next_page(&mut write, environment)),
+            None => write.after.pop_front(),
+        };
+        let Some(frame) = frame else {
+            self.written(&write, environment);
+            return true;
+        };
+        match environment.write_main(frame) {
+            Ok(()) => self.step = Some(Step::Write(write)),
+            Err(reason) => self.lost(reason, environment),
+        }
+        true
+    }
+
+    /// Claims a page and reads it, in the order that loses no write (I2).
+    fn next_page(&mut self, write: &mut Write, environment: &mut Environment) -> Frame {
+        let slice = write.pages.as_mut().expect("there is a slice under way");
+        let page = self.memory.claim_next().expect("something is owed");
+        let generation = if environment.mutant == Some(Mutant::ClearsAfterRead) {
+            let generation = self.memory.pages[page];
+            self.guest_races(page, environment);
+            self.memory.log[page] = false;
+            generation
+        } else {
+            self.memory.log[page] = false;
+            self.guest_races(page, environment);
+            self.memory.pages[page]
+        };
+        slice.pages_left -= 1;
+        slice.bytes_left = slice.bytes_left.saturating_sub(RECORD_BYTES);
+        write.sent += RECORD_BYTES;
+        Frame::Page { page, generation }
+    }
+
+    /// The guest may write a page in the moment in which it is being sent.
+    fn guest_races(&mut self, page: usize, environment: &mut Environment) {
+        let Environment { guest, rng, .. } = environment;
+        if self.guest_runs && rng.one_in(4) && guest.write_page(page, &mut self.memory.pages) {
+            self.memory.log[page] = true;
+        }
+    }
+
+    fn written(&mut self, write: &Write, environment: &mut Environment) {
+        let sent = ByteCount(write.sent + SECTION_BYTES);
+        let pending = self.pending(environment);
+        let event = match write.result {
+            WriteResult::Command => return,
+            WriteResult::Setup => SourceEvent::SetupSaved { sent },
+            WriteResult::Slice => SourceEvent::Iterated { sent, pending },
+            WriteResult::Precopy => SourceEvent::PrecopyCompleted { sent },
+            WriteResult::Devices => SourceEvent::DevicesSaved { sent },
+            WriteResult::End => SourceEvent::EndSent { sent },
+        };
+        self.devices_sent |= write.result == WriteResult::Devices;
+        self.answer(event, environment);
+    }
+
+    fn pending(&self, environment: &Environment) -> Pending {
+        let queued = environment.link.main.under_way().filter(|frame| matches!(frame, Frame::Page { .. }));
+        let queued = ByteCount(queued.count() as u64 * RECORD_BYTES);
+        Pending { owed: self.memory.owed_bytes(), device: DEVICE_BYTES, queued }
+    }
+
+    fn lost(&mut self, reason: LossReason, environment: &mut Environment) {
+        self.answer(SourceEvent::Lost(Loss { role: LinkRole::Main, reason }), environment);
+    }
+
+    fn close_link(&mut self, environment: &mut Environment) {
+        if environment.mutant == Some(Mutant::FlushesOutboxOnClose) && self.devices_sent {
+            for frame in [Frame::EndOfStream, Frame::VmDescription] {
+                let _gone_anyway = environment.write_main(frame);
+            }
+        } else if environment.rng.one_in(2) {
+            // A reset loses what is under way; an orderly end does not.
+            let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
+            environment.link.main.cut(kept);
+        }
+        environment.link.main.close();
+        environment.link.back.cut(0);
+    }
+
+    /// Hands a result in, at once or behind what waits in the inbox.
+    fn answer(&mut self, event: SourceEvent, environment: &mut Environment) {
+        if environment.rng.one_in(2) { self.tell(event) } else { self.hand(event, environment) }
+    }
+
+    fn hand(&mut self, event: SourceEvent, environment: &mut Environment) {
+        let event = match event {
+            SourceEvent::Lost(_) if environment.mutant == Some(Mutant::TakesEofForSuccess) => {
+                SourceEvent::Return(ReturnMessage::Shut(0))
+            }
+            event => event,
+        };
+        self.machine.handle(event, environment.instant());
+    }
+
+    fn skips_barrier(&self, value: u32, environment: &Environment) -> bool {
+        environment.mutant == Some(Mutant::SkipsBarrier)
+            && matches!(PingPurpose::from_value(value), Some(PingPurpose::Round(_)))
+    }
+
+    /// I9: the mutant looks into the slot of the switchover's answer before anyone has written it.
+    fn read_unwritten_answer(&mut self, command: &Command, environment: &Environment) {
+        let switchover = PingPurpose::Switchover.value();
+        if environment.mutant == Some(Mutant::ReadsUnwrittenAnswer) && *command == Command::Ping(switchover) {
+            self.tell(SourceEvent::Return(ReturnMessage::Pong(switchover)));
+        }
+    }
+}
+
+impl Step {
+    /// What its failure is called. An end that fails half way is a loss.
+    fn can_fail(&self) -> Option<SourceStep> {
+        match self {
+            Self::Sync => Some(SourceStep::SyncDirty),
+            Self::StopVm => Some(SourceStep::StopVm),
+            Self::ResumeVm => Some(SourceStep::ResumeVm),
+            Self::CloseLink | Self::Finish => None,
+            Self::Write(write) => match write.result {
+                WriteResult::Command => None,
+                WriteResult::Setup => Some(SourceStep::SaveSetup),
+                WriteResult::Slice => Some(SourceStep::Iterate),
+                WriteResult::Precopy => Some(SourceStep::CompletePrecopy),
+                WriteResult::Devices => Some(SourceStep::SaveDevices),
+                WriteResult::End => Some(SourceStep::SendEnd),
+            },
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! One run: who may act next is chance, what must hold is checked after every step.
+
+use super::check::{Checks, Violation};
+use super::destination_shell::DestinationShell;
+use super::environment::Environment;
+use super::guest::Guest;
+use super::scenario::{Place, Scenario, Side, Strike};
+use super::source_shell::SourceShell;
+use limosa_protocol::SourceEvent;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Steps within which a run must end. A migration here takes some hundred; a hundred times that is for ever (I11).
+pub const STEPS_MAX: u64 = 50_000;
+
+/// Everything there is.
+#[derive(Debug)]
+pub struct World {
+    /// Time, chance, link, guest.
+    pub environment: Environment,
+    /// The source's process.
+    pub source: SourceShell,
+    /// The destination's process.
+    pub destination: DestinationShell,
+    /// What is watched.
+    pub checks: Checks,
+    strikes: VecDeque<Strike>,
+    steps_in_place: u64,
+    struck: Vec<Strike>,
+    visited: Vec<Place>,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// The world at its end.
+    pub world: World,
+    /// Steps that it took.
+    pub steps: u64,
+    /// The faults that struck.
+    pub struck: Vec<Strike>,
+    /// The states that were seen between two steps.
+    pub visited: Vec<Place>,
+}
+
+/// Who acts.
+const ACTORS: u64 = 6;
+
+impl World {
+    /// The world of a scenario, at time zero.
+    pub fn new(scenario: Scenario) -> Self {
+        let guest = Guest::new(scenario.writes, scenario.working_set);
+        let mut environment = Environment::new(scenario.rng, guest, scenario.mutant);
+        let source = SourceShell::new(scenario.source, &mut environment);
+        Self {
+            environment,
+            source,
+            destination: DestinationShell::new(scenario.ack_at),
+            checks: Checks::default(),
+            strikes: scenario.strikes.into(),
+            steps_in_place: 0,
+            struck: Vec::new(),
+            visited: Vec::new(),
+        }
+    }
+
+    /// Runs until both sides have ended.
+    ///
+    /// # Errors
+    /// The first thing that must not happen.
+    pub fn run(mut self) -> Result<Report, Violation> {
+        for steps in 0..STEPS_MAX {
+            self.strike();
+            if self.has_ended() {
+                self.checks.at_end(
+                    &self.source,
+                    &self.destination,
+                    &self.environment,
+                    !self.struck.is_empty(),
+                )?;
+                let struck = std::mem::take(&mut self.struck);
+                let visited = std::mem::take(&mut self.visited);
+                return Ok(Report { world: self, steps, struck, visited });
+            }
+            self.step()?;
+            self.visit(Place { side: Side::Source, state: self.source.machine.state_name() });
+            self.visit(Place { side: Side::Destination, state: self.destination.machine.state_name() });
+            self.checks.after_step(&self.source, &self.destination, &self.environment)?;
+        }
+        Err(self.stuck())
+    }
+
+    fn has_ended(&self) -> bool {
+        (self.source.finished || self.source.crashed)
+            && (self.destination.finished || self.destination.crashed)
+    }
+
+    fn visit(&mut self, place: Place) {
+        if !self.visited.contains(&place) {
+            self.visited.push(place);
+        }
+    }
+
+    /// Lets the next fault strike if its time and place have come.
+    fn strike(&mut self) {
+        let Some(strike) = self.strikes.front().copied() else { return };
+        if strike.place.is_some_and(|place| !self.is_in(place)) {
+            return;
+        }
+        if self.steps_in_place < strike.after {
+            self.steps_in_place += 1;
+            return;
+        }
+        self.steps_in_place = 0;
+        self.strikes.pop_front();
+        self.struck.push(strike);
+        strike.fault.strike(self);
+    }
+
+    fn is_in(&self, place: Place) -> bool {
+        match place.side {
+            Side::Source => !self.source.crashed && self.source.machine.state_name() == place.state,
+            Side::Destination => {
+                !self.destination.crashed && self.destination.machine.state_name() == place.state
+            }
+        }
+    }
+
+    /// Somebody does something; if nobody can, time passes until somebody can.
+    fn step(&mut self) -> Result<(), Violation> {
+        self.environment.now += Duration::from_micros(self.environment.rng.below(50));
+        let first = self.environment.rng.below(ACTORS);
+        if (first..first + ACTORS).any(|actor| self.act(actor % ACTORS)) {
+            return Ok(());
+        }
+        match self.next_time() {
+            Some(time) => {
+                self.environment.now = self.environment.now.max(time);
+                Ok(())
+            }
+            None => Err(self.stuck()),
+        }
+    }
+
+    fn act(&mut self, actor: u64) -> bool {
+        let environment = &mut self.environment;
+        match actor {
+            0 => self.source.advance(environment),
+            1 => self.source.read(environment),
+            2 => self.destination.advance(environment),
+            3 => self.destination.acknowledge(environment),
+            4 => self.guest_writes(),
+            _ => self.user_continues(),
+        }
+    }
+
+    fn guest_writes(&mut self) -> bool {
+        let Environment { guest, rng, .. } = &mut self.environment;
+        if !rng.one_in(2) {
+            return false;
+        }
+        if self.source.guest_runs {
+            let memory = &mut self.source.memory;
+            let Some(page) = guest.write(rng, &mut memory.pages) else { return false };
+            memory.log[page] = true;
+            return true;
+        }
+        if !self.destination.guest_runs {
+            return false;
+        }
+        let mut pages = self.destination.pages.map(Option::unwrap_or_default);
+        let written = guest.write(rng, &mut pages);
+        if let Some(page) = written {
+            self.destination.pages[page] = Some(pages[page]);
+        }
+        written.is_some()
+    }
+
+    fn user_continues(&mut self) -> bool {
+        let waits = self.source.machine.state_name() == "pre-switchover" && self.source.inbox_length() == 0;
+        if !waits || self.source.crashed || !self.environment.rng.one_in(8) {
+            return false;
+        }
+        self.source.tell(SourceEvent::Continue);
+        true
+    }
+
+    /// When something will happen by itself.
+    fn next_time(&self) -> Option<Duration> {
+        let environment = &self.environment;
+        let machine = self.source.machine.poll_timeout().map(|time| environment.since_start(time));
+        let timer = machine.filter(|_| !self.source.crashed && !self.source.finished);
+        let link = &environment.link;
+        let times = [timer, link.main.next_time(), link.back.next_time(), self.destination.ack_time()];
+        let ahead = times.into_iter().flatten().filter(|time| *time > environment.now).min();
+        // A user who tosses a coin before he acts needs no time, only another toss.
+        let user = self.source.machine.state_name() == "pre-switchover" && !self.source.crashed;
+        ahead.or(user.then_some(environment.now))
+    }
+
+    fn stuck(&self) -> Violation {
+        Violation::Stuck {
+            source_state: self.source.machine.state_name(),
+            destination_state: self.destination.machine.state_name(),
+        }
+    }
+}
