@@ -8,6 +8,7 @@ use limosa_protocol::LossReason;
 use limosa_ram::{DirtyLogError, RamError};
 use limosa_transport::{Failure, TransportError};
 use limosa_wire::WireError;
+use limosa_wire::devices::{DescriptionError, DeviceError};
 use std::error::Error;
 use std::fmt;
 use thiserror::Error as ThisError;
@@ -72,7 +73,7 @@ pub struct LoadError {
     /// Bytes consumed when it happened.
     pub offset: u64,
     /// Why.
-    pub source: LoadFault,
+    pub source: Box<LoadFault>,
 }
 
 /// Part of a stream.
@@ -240,6 +241,12 @@ pub enum LoadFault {
         /// Why.
         source: limosa_compress::xbzrle::XbzrleError,
     },
+    /// Device sections that cannot be told from one another.
+    #[error("the device sections cannot be divided")]
+    Devices(#[from] DeviceError),
+    /// A vmdescription that is none.
+    #[error("the vmdescription cannot be read")]
+    Description(#[from] DescriptionError),
     /// A record of a mode that this stream is not in.
     #[error("a {record} record in a plain precopy stream")]
     UnexpectedRecord {

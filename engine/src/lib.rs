@@ -14,6 +14,7 @@
 //! **Deliberately absent:** an async runtime, global state, a second way to say that a migration is over.
 #![forbid(unsafe_code)]
 
+mod capture;
 mod error;
 mod global_state;
 mod incoming;
@@ -26,6 +27,7 @@ mod stream;
 mod vm;
 mod vmdescription;
 
+pub use capture::{CapturedDevice, CapturedGuest};
 pub use error::{LoadError, LoadFault, NotStarted, Place, SaveError, SaveFault, SavePhase, StartError};
 pub use incoming::{Incoming, IncomingConfig, IncomingReport, IncomingStatistics};
 pub use observer::{NoObserver, Observer};

@@ -290,7 +290,8 @@ impl Running {
             | LoadFault::PageBits { .. } => DestinationEvent::ConfigurationRefused,
             _ => DestinationEvent::LoadFailed { section: self.section },
         };
-        let error = LoadError { place: self.place.clone(), offset: self.input.offset(), source: fault };
+        let error =
+            LoadError { place: self.place.clone(), offset: self.input.offset(), source: Box::new(fault) };
         self.error.get_or_insert_with(|| chain(&error));
         self.tell(event);
     }

@@ -1,6 +1,6 @@
 //! The receiving half: page records in, guest RAM out.
 
-use super::counters::{RamCounters, add};
+use super::counters::{RamCounters, RamStatistics, add};
 use crate::error::LoadFault;
 use crate::stream::StreamReader;
 use limosa_compress::xbzrle;
@@ -10,7 +10,7 @@ use limosa_wire::{BlockUse, PageAddress, RamContext, RamDecoder, RamItem, RamSet
 use std::sync::Arc;
 
 /// One incoming migration of a guest's RAM.
-pub(super) struct RamLoad {
+pub(crate) struct RamLoad {
     ram: GuestRam,
     counters: Arc<RamCounters>,
     decoder: RamDecoder,
@@ -26,7 +26,7 @@ pub(super) struct RamLoad {
 
 impl RamLoad {
     /// Notes which pages of our own RAM are known to be zero.
-    pub(super) fn begin(ram: GuestRam, counters: Arc<RamCounters>) -> Self {
+    pub(crate) fn begin(ram: GuestRam, counters: Arc<RamCounters>) -> Self {
         let populated = DirtyMap::clean(ram.layout());
         for (id, block) in ram.iter() {
             block.populated().owe_into(populated.block(id));
@@ -44,7 +44,7 @@ impl RamLoad {
     }
 
     /// Reads records up to and including the end of the section.
-    pub(super) fn read_section(&mut self, input: &mut StreamReader) -> Result<(), LoadFault> {
+    pub(crate) fn read_section(&mut self, input: &mut StreamReader) -> Result<(), LoadFault> {
         loop {
             let before = input.offset();
             match input.decode(|bytes| self.decoder.next(bytes))? {
@@ -75,8 +75,13 @@ impl RamLoad {
         }
     }
 
+    /// The memory, and what was received into it.
+    pub(crate) fn finish(self) -> (GuestRam, RamStatistics) {
+        (self.ram, self.counters.snapshot())
+    }
+
     /// Compares the peer's blocks with ours: same names, same lengths, none missing.
-    fn agree(&mut self, setup: &RamSetup) -> Result<(), LoadFault> {
+    pub(crate) fn agree(&mut self, setup: &RamSetup) -> Result<(), LoadFault> {
         let layout = self.ram.layout();
         for theirs in &setup.blocks {
             let name = theirs.name.as_str();

@@ -8,3 +8,4 @@ mod xbzrle_cache;
 
 pub use counters::{RamCounters, RamStatistics};
 pub use handler::RamHandler;
+pub(crate) use load::RamLoad;
