@@ -2,7 +2,7 @@
 
 use crate::error::QmpError;
 use crate::framer::Framer;
-use crate::message::{ErrorClass, Event, Greeting};
+use crate::message::{CommandError, Event, Greeting};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -58,13 +58,7 @@ struct Answer {
     id: Value,
     #[serde(rename = "return")]
     result: Option<Value>,
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    class: ErrorClass,
-    desc: String,
+    error: Option<CommandError>,
 }
 
 impl Client {
@@ -151,7 +145,7 @@ impl Client {
                 continue;
             }
             return match answer.error {
-                Some(Refusal { class, desc }) => {
+                Some(CommandError { class, desc }) => {
                     Err(QmpError::Refused { command: command.to_owned(), class, desc })
                 }
                 None => Ok(answer.result.unwrap_or(Value::Null)),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
+use thiserror::Error;
 
 /// The first message of a monitor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,27 @@ pub enum ErrorClass {
     DeviceNotFound,
     /// The accelerator lacks a feature.
     KVMMissingCap,
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[error("{class}: {desc}")]
+pub struct CommandError {
+    /// Which class of error.
+    pub class: ErrorClass,
+    /// In words, for people.
+    pub desc: String,
+}
+
+impl CommandError {
+    /// An error of no class in particular, which is almost every error.
+    pub fn generic(desc: impl Into<String>) -> Self {
+        Self { class: ErrorClass::GenericError, desc: desc.into() }
+    }
+
+    pub(crate) fn not_found(desc: impl Into<String>) -> Self {
+        Self { class: ErrorClass::CommandNotFound, desc: desc.into() }
+    }
 }
 
 impl Event {

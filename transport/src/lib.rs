@@ -9,6 +9,9 @@
 //! Sockets block in the call itself, with the kernel's own timeouts: one system call per transfer. Pipes, which
 //! have neither timeouts nor `shutdown(2)`, are nonblocking and wait in `poll(2)` with a wake-up descriptor.
 //!
+//! A peer that is gone is an error, not a signal: sockets are written without `SIGPIPE`. Pipes have no such flag; for
+//! them the process has to ignore the signal, as Rust's runtime does before `main`.
+//!
 //! Trade-off taken: one concrete type for every transport, told apart by a `match`, and no trait: a socket pair is
 //! as easy to test with as a fake, and has the kernel's manners.
 //!
