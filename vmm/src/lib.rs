@@ -37,6 +37,7 @@ mod content;
 mod error;
 mod guest_map;
 mod guest_state;
+mod host;
 mod kvm;
 mod machine;
 mod pace;
@@ -54,6 +55,7 @@ pub use config::{BOOT_SECTOR_BYTES, GuestConfig, GuestKind, Program, SerialBuffe
 pub use content::Content;
 pub use error::VmmError;
 pub use guest_map::{RAM_PAGES_MAX, WORKERS_MAX};
+pub use host::{Host, Refused};
 pub use kvm::{KvmUnusable, kvm_usable};
 pub use machine::{DeviceEntry, Machine};
 pub use pace::Rate;

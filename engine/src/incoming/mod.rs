@@ -138,9 +138,9 @@ impl Incoming {
         self.shared.statistics()
     }
 
-    /// Whether the migration has ended and [`Self::wait`] returns at once.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+    /// Whether the outcome is known, and [`Self::wait`] returns soon.
+    pub fn has_ended(&self) -> bool {
+        self.shared.view.lock().ended || self.thread.is_finished()
     }
 
     /// Waits for the end.

@@ -209,6 +209,7 @@ impl Running {
             statistics.status = machine.status();
         }
         statistics.transferred = self.steps.out.offset();
+        statistics.downtime_bytes = machine.counters().downtime_bytes;
         statistics.expected_downtime = machine.expected_downtime();
         statistics.bandwidth = machine.bandwidth().map(|rate| ByteCount(rate.0));
         let rounds = self.steps.rounds.done();

@@ -62,6 +62,8 @@ pub struct OutgoingStatistics {
     pub downtime: Option<Downtime>,
     /// Bytes written to the main channel.
     pub transferred: ByteCount,
+    /// Of those, written while the guest stood still.
+    pub downtime_bytes: ByteCount,
     /// Bytes per second, as estimated for the switchover decision.
     pub bandwidth: Option<ByteCount>,
     /// What the RAM handler counts; zeros if the guest has none.
@@ -185,9 +187,9 @@ impl Outgoing {
         self.shared.statistics()
     }
 
-    /// Whether the migration has ended and [`Self::wait`] returns at once.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+    /// Whether the outcome is known, and [`Self::wait`] returns soon.
+    pub fn has_ended(&self) -> bool {
+        self.shared.view.lock().ended || self.thread.is_finished()
     }
 
     /// Waits for the end.
@@ -252,6 +254,7 @@ impl Shared {
             expected_downtime: None,
             downtime: None,
             transferred: ByteCount(0),
+            downtime_bytes: ByteCount(0),
             bandwidth: None,
             ram: RamStatistics::default(),
             rounds: Vec::new(),

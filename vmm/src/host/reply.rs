@@ -1,0 +1,192 @@
+//! What the monitor answers: the engine's figures in QEMU's shapes, and more under names of our own.
+
+use super::moving::{Figures, Last};
+use crate::report::{VerifyReport, WorkerProgress};
+use limosa::pages::{ByteCount, PAGE_BYTES};
+use limosa::{IncomingStatistics, OutgoingStatistics, RamStatistics};
+use limosa_qmp::{MigrationInfo, MigrationStats, MigrationStatus, SocketAddress, XbzrleCacheStats};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// The monitor's word for a status of the engine.
+pub(super) fn status(status: limosa::MigrationStatus) -> MigrationStatus {
+    MigrationStatus::from_word(status.as_str()).expect("the engine's statuses are among QEMU's")
+}
+
+/// `query-migrate`.
+pub(super) fn migration_info(
+    figures: &Figures,
+    total: ByteCount,
+    xbzrle: Option<ByteCount>,
+) -> MigrationInfo {
+    match figures {
+        Figures::None => MigrationInfo::default(),
+        Figures::Outgoing(statistics) => outgoing_info(statistics, total, xbzrle),
+        Figures::Incoming(statistics, address) => incoming_info(statistics, address.as_ref()),
+    }
+}
+
+fn outgoing_info(
+    statistics: &OutgoingStatistics,
+    total: ByteCount,
+    xbzrle: Option<ByteCount>,
+) -> MigrationInfo {
+    let now = status(statistics.status);
+    // QEMU shows times and RAM while it moves and when it has moved, and not when it failed.
+    let shown = !matches!(
+        now,
+        MigrationStatus::Setup | MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::None
+    );
+    let completed = now == MigrationStatus::Completed;
+    MigrationInfo {
+        status: Some(now),
+        total_time: shown.then(|| milliseconds(statistics.total_time)),
+        setup_time: shown.then(|| milliseconds(statistics.setup_time)),
+        expected_downtime: statistics.expected_downtime.filter(|_| shown && !completed).map(milliseconds),
+        downtime: statistics.downtime.filter(|_| completed).map(|downtime| milliseconds(downtime.total())),
+        ram: shown.then(|| ram_stats(statistics, total)),
+        xbzrle_cache: xbzrle.filter(|_| shown).map(|size| xbzrle_stats(&statistics.ram, size)),
+        error_desc: statistics.error.clone(),
+        ..MigrationInfo::default()
+    }
+}
+
+fn incoming_info(statistics: &IncomingStatistics, address: Option<&limosa::Address>) -> MigrationInfo {
+    MigrationInfo {
+        status: Some(status(statistics.status)),
+        error_desc: statistics.error.clone(),
+        socket_address: address.and_then(SocketAddress::of).map(|address| vec![address]),
+        ..MigrationInfo::default()
+    }
+}
+
+fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStats {
+    let ram = &statistics.ram;
+    let seconds = statistics.total_time.as_secs_f64();
+    let per_second = |count: f64| if seconds > 0.0 { count / seconds } else { 0.0 };
+    let completed = statistics.status == limosa::MigrationStatus::Completed;
+    let last_round = statistics.rounds.last().map_or(0.0, |round| round.time.as_secs_f64());
+    let dirty_rate = if completed || last_round == 0.0 { 0.0 } else { ram.dirtied.0 as f64 / last_round };
+    let sent = ram.normal.0 + ram.zero.0 + ram.xbzrle_pages.0;
+    MigrationStats {
+        transferred: statistics.transferred.0,
+        remaining: if completed { 0 } else { ram.owed.bytes().0 },
+        total: total.0,
+        duplicate: ram.zero.0,
+        normal: ram.normal.0,
+        normal_bytes: ram.normal.bytes().0,
+        dirty_pages_rate: dirty_rate as u64,
+        mbps: per_second(statistics.transferred.0 as f64 * 8.0 / 1e6),
+        dirty_sync_count: ram.syncs,
+        page_size: PAGE_BYTES as u64,
+        pages_per_second: per_second(sent as f64) as u64,
+        precopy_bytes: statistics.transferred.0.saturating_sub(statistics.downtime_bytes.0),
+        downtime_bytes: statistics.downtime_bytes.0,
+        ..MigrationStats::default()
+    }
+}
+
+fn xbzrle_stats(ram: &RamStatistics, cache_size: ByteCount) -> XbzrleCacheStats {
+    let tried = ram.xbzrle_pages.0 + ram.xbzrle_same.0 + ram.xbzrle_overflow.0 + ram.xbzrle_miss.0;
+    let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+    XbzrleCacheStats {
+        cache_size: cache_size.0,
+        bytes: ram.xbzrle_bytes.0,
+        pages: ram.xbzrle_pages.0,
+        cache_miss: ram.xbzrle_miss.0,
+        cache_miss_rate: share(ram.xbzrle_miss.0 as f64, tried as f64),
+        encoding_rate: share(ram.xbzrle_pages.bytes().0 as f64, ram.xbzrle_bytes.0 as f64),
+        overflow: ram.xbzrle_overflow.0,
+    }
+}
+
+/// `x-limosa-report`: how the last migration went, in more detail than QEMU's shapes have. Times in microseconds.
+pub(super) fn report(last: &Last) -> Value {
+    match last {
+        Last::Left(report) => {
+            let statistics = &report.statistics;
+            json!({
+                "direction": "outgoing",
+                "status": statistics.status.as_str(),
+                "guest": report.guest().to_string(),
+                "error": statistics.error,
+                "total-us": microseconds(statistics.total_time),
+                "setup-us": microseconds(statistics.setup_time),
+                "transferred": statistics.transferred.0,
+                "bandwidth": statistics.bandwidth.map(|bytes| bytes.0),
+                "rounds": statistics.rounds.iter().map(|round| json!({
+                    "number": round.number,
+                    "owed-pages": round.owed.0,
+                    "sent-pages": round.pages.0,
+                    "bytes": round.bytes.0,
+                    "us": microseconds(round.time),
+                })).collect::<Vec<_>>(),
+                "downtime-us": statistics.downtime.map(|downtime| json!({
+                    "total": microseconds(downtime.total()),
+                    "stop": microseconds(downtime.stop),
+                    "sync": microseconds(downtime.sync),
+                    "ram": microseconds(downtime.ram),
+                    "devices": microseconds(downtime.devices),
+                    "load": microseconds(downtime.load),
+                    "resume": microseconds(downtime.resume),
+                })),
+                "ram": ram(&statistics.ram),
+            })
+        }
+        Last::Arrived(report) => {
+            let statistics = &report.statistics;
+            json!({
+                "direction": "incoming",
+                "status": statistics.status.as_str(),
+                "guest": report.outcome.fate.to_string(),
+                "error": statistics.error,
+                "total-us": microseconds(statistics.total_time),
+                "received": statistics.received.0,
+                "ram": ram(&statistics.ram),
+            })
+        }
+    }
+}
+
+fn ram(ram: &RamStatistics) -> Value {
+    json!({
+        "normal-pages": ram.normal.0,
+        "zero-pages": ram.zero.0,
+        "untouched-pages": ram.untouched.0,
+        "bytes": ram.bytes.0,
+        "xbzrle-pages": ram.xbzrle_pages.0,
+        "xbzrle-bytes": ram.xbzrle_bytes.0,
+        "xbzrle-same-pages": ram.xbzrle_same.0,
+    })
+}
+
+/// `x-limosa-verify`.
+pub(super) fn verified(report: &VerifyReport) -> Value {
+    json!({
+        "clean": report.is_clean(),
+        "pages-checked": report.pages_checked.0,
+        "pages-in-flight": report.pages_in_flight.0,
+        "pages-bad": report.pages_bad.0,
+        "faults": report.examples.iter().map(|bad| format!("page {}: {:?}", bad.page, bad.fault))
+            .chain(report.contradictions.iter().map(|contradiction| format!("{contradiction:?}")))
+            .collect::<Vec<_>>(),
+        "steps": steps(&report.workers),
+    })
+}
+
+/// `x-limosa-progress`: pages written by each worker since the guest was first started, anywhere.
+pub(super) fn progress(workers: &[WorkerProgress]) -> Value {
+    json!({ "steps": steps(workers) })
+}
+
+fn steps(workers: &[WorkerProgress]) -> Vec<u64> {
+    workers.iter().map(|worker| worker.steps).collect()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
