@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "hands addresses that it has checked to the unsafe copies and zero tests")]
 
 use crate::error::RamError;
-use crate::mapping::Mapping;
+use crate::mapping::{self, Mapping};
 use crate::populated::{self, Evidence, Populated};
 use crate::{volatile, zero};
 use limosa_pages::{
@@ -255,20 +255,22 @@ impl RamBlock {
 
     /// Makes every page of `run` zero, and writes only those that are not.
     ///
-    /// Pages that were never touched stay unallocated where the file can tell.
+    /// Pages that were never touched stay unallocated where the file can tell. Cost: a seek and a zero test per page.
     ///
     /// # Panics
     /// If the run leaves the block.
     pub fn fill_zero(&self, run: PageRun) {
         const ZERO: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-        populated::for_each_data(&self.backing, self.inside(run), |data| {
-            for page in data.pages().filter(|&page| !self.is_zero(page)) {
+        populated::for_each_data_page(&self.backing, self.inside(run), |page| {
+            if !self.is_zero(page) {
                 self.copy_in(page.byte_offset(), &ZERO);
             }
         });
     }
 
     /// Which pages can hold anything but zero, without reading them.
+    ///
+    /// Cost: nothing for empty stretches; in a file about 0.1 microseconds per populated page.
     ///
     /// While the guest runs this is a look like any other, and the log must be asked in the right order:
     /// [`DirtyLog::populated`](crate::DirtyLog::populated) does that.
@@ -283,6 +285,26 @@ impl RamBlock {
             Backing::Anonymous => populated::by_pagemap(self.guest_address(), self.whole()),
             Backing::Unknown => Populated::everything(self.whole(), Evidence::Unknown),
         }
+    }
+
+    /// Allocates the pages of `run` now, as huge pages where the kernel can, and leaves their contents alone.
+    ///
+    /// For a destination, before the stream begins: a page that the kernel has to allocate while it receives costs
+    /// several times what the page itself does. Cost: 60 to 90 ms for a GiB in huge pages, ten times that without.
+    ///
+    /// # Errors
+    /// What the kernel says, for example that there is not enough memory.
+    ///
+    /// # Panics
+    /// If the run leaves the block.
+    pub fn preallocate(&self, run: PageRun) -> Result<(), RamError> {
+        let (start, length) = self.engine_range(self.inside(run));
+        mapping::preallocate(start, length).map_err(|source| RamError::Pages {
+            block: self.name().clone(),
+            call: "madvise",
+            run,
+            source,
+        })
     }
 
     /// Gives the pages of `run` back to the kernel; they read as zero from then on.

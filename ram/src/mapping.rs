@@ -11,10 +11,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// Where mappings begin: a boundary at which the kernel can use a huge page of x86-64.
-const ALIGNMENT: usize = 2 << 20;
+/// A huge page of x86-64, and where mappings begin, so that the kernel can use them.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Readable and writable memory, `length` bytes from `base`.
 pub(crate) struct Mapping {
@@ -78,18 +78,18 @@ impl Mapping {
         unsafe { self.base.add(offset as usize) }
     }
 
-    /// Reserves a range that begins at [`ALIGNMENT`], and lets `map` put the memory over it.
+    /// Reserves a range that begins at [`HUGE_PAGE`], and lets `map` put the memory over it.
     fn placed(
         length: NonZeroUsize,
         map: impl FnOnce(NonZeroUsize) -> nix::Result<NonNull<c_void>>,
     ) -> io::Result<Self> {
         let too_long = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let reserved = length.checked_add(ALIGNMENT).ok_or_else(too_long)?;
+        let reserved = length.checked_add(HUGE_PAGE).ok_or_else(too_long)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: no address is asked for, so nothing that exists is replaced.
         let start = unsafe { mmap_anonymous(None, reserved, ProtFlags::PROT_NONE, flags) }?.cast::<u8>();
-        let before = start.as_ptr().align_offset(ALIGNMENT);
-        // SAFETY: `before` is less than ALIGNMENT, and the reservation is that much longer than `length`.
+        let before = start.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: `before` is less than HUGE_PAGE, and the reservation is that much longer than `length`.
         let base = unsafe { start.add(before) };
         match map(base.addr()) {
             Ok(mapped) => assert_eq!(mapped.cast(), base, "MAP_FIXED maps where it was told to"),
@@ -100,13 +100,12 @@ impl Mapping {
             }
         }
         let mapping = Self { base, length, owned: true };
-        // SAFETY: the two ends of the reservation that the mapping does not cover; ours alone. The end begins at
-        // a page boundary, because munmap takes whole pages and `length` may end inside a huge one.
+        // SAFETY: the two ends of the reservation that the mapping does not cover; ours alone, in whole pages.
         unsafe {
             if before > 0 {
                 munmap(start.cast(), before)?;
             }
-            munmap(base.add(length.get()).cast(), ALIGNMENT - before)?;
+            munmap(base.add(length.get()).cast(), HUGE_PAGE - before)?;
         }
         Ok(mapping)
     }
@@ -120,6 +119,30 @@ impl Drop for Mapping {
             debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping of our own");
         }
     }
+}
+
+/// Allocates `length` bytes of mapped memory at `start`, in whole pages.
+///
+/// Every stretch that can be a huge page gets its first page by a read, because an empty one cannot be collapsed, and
+/// is then collapsed into one; what cannot is allocated page by page.
+pub(crate) fn preallocate(start: NonNull<u8>, length: usize) -> io::Result<()> {
+    let end = start.addr().get() + length;
+    let mut at = start;
+    while at.addr().get() < end {
+        let whole = at.addr().get().is_multiple_of(HUGE_PAGE) && end - at.addr().get() >= HUGE_PAGE;
+        let step = (HUGE_PAGE - at.addr().get() % HUGE_PAGE).min(end - at.addr().get());
+        // SAFETY: the stretch is mapped, by the caller; a volatile read of a byte others may write, and advice that
+        // changes no byte.
+        unsafe {
+            let _touched = at.read_volatile();
+            let collapsed = whole && libc::madvise(at.as_ptr().cast(), step, libc::MADV_COLLAPSE) == 0;
+            if !collapsed {
+                madvise(at.cast(), step, MmapAdvise::MADV_POPULATE_WRITE)?;
+            }
+            at = at.add(step);
+        }
+    }
+    Ok(())
 }
 
 fn read_write() -> ProtFlags {

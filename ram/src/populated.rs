@@ -9,7 +9,7 @@ use crate::pagemap::{Category, Pagemap, Request};
 use limosa_pages::{DirtyBitmap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
 /// The pages of a block that may hold anything but zero. All others are zero and were never written.
@@ -126,19 +126,23 @@ pub(crate) fn by_pagemap(base: NonNull<u8>, whole: PageRun) -> Populated {
     }
 }
 
-/// Calls `visit` for every part of `run` that may hold data, in order.
-pub(crate) fn for_each_data(backing: &Backing, run: PageRun, mut visit: impl FnMut(PageRun)) {
-    if let Backing::SharedFile { file, offset } = backing {
-        let mut done = run.start;
-        let mut visit_data = |data: PageRun| {
-            visit(data);
-            done = data.end();
-        };
-        if each_extent(file.as_fd(), *offset, run, &mut visit_data).is_err() {
-            visit(PageRun::new(done, PageCount(run.end().0 - done.0)));
+/// Calls `visit` for every page of `run` that may hold data, in order.
+///
+/// One search per page found, and none for the hole behind it: that would walk to the end of the extent.
+pub(crate) fn for_each_data_page(backing: &Backing, run: PageRun, mut visit: impl FnMut(PageIndex)) {
+    let Backing::SharedFile { file, offset } = backing else { return run.pages().for_each(visit) };
+    let mut at = run.start;
+    while at < run.end() {
+        match lseek(file, (offset + at.byte_offset()) as i64, Whence::SeekData) {
+            // The search begins at a page of the run, so what it finds lies there or behind.
+            Ok(data) => at = PageIndex::containing(data as u64 - offset),
+            Err(Errno::ENXIO) => return,
+            Err(_) => {} // The file cannot tell: this page may hold data.
         }
-    } else {
-        visit(run);
+        if at < run.end() {
+            visit(at);
+        }
+        at = at + PageCount(1);
     }
 }
 
@@ -170,4 +174,43 @@ fn each_extent(
         at = after * PAGE_BYTES as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const WHOLE: PageRun = PageRun { start: PageIndex(0), count: PageCount(64) };
+
+    fn populated(pages: &BTreeSet<u64>) -> Populated {
+        let mut populated = Populated::nothing(Evidence::FileHoles);
+        pages.iter().for_each(|&page| populated.push(PageRun::new(PageIndex(page), PageCount(1))));
+        populated
+    }
+
+    fn pages<'a>(runs: impl IntoIterator<Item = &'a PageRun>) -> BTreeSet<u64> {
+        runs.into_iter().flat_map(|run| run.pages()).map(|page| page.0).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_a_set_of_pages_and_untouched_is_the_rest(
+            one in prop::collection::btree_set(0..64_u64, 0..64),
+            other in prop::collection::btree_set(0..64_u64, 0..64),
+        ) {
+            let (a, b) = (populated(&one), populated(&other));
+            prop_assert_eq!(pages(a.runs()), one.clone());
+            prop_assert!(a.runs().windows(2).all(|pair| pair[0].end() < pair[1].start), "{:?}", a.runs());
+            prop_assert_eq!(a.pages(), PageCount(one.len() as u64));
+            prop_assert!((0..64).all(|page| a.contains(PageIndex(page)) == one.contains(&page)));
+
+            let rest: Vec<_> = a.untouched(WHOLE).collect();
+            prop_assert_eq!(pages(&rest), (0..64).filter(|page| !one.contains(page)).collect());
+
+            let either = a.or(&b);
+            prop_assert_eq!(pages(either.runs()), one.union(&other).copied().collect());
+        }
+    }
 }

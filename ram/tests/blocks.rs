@@ -107,6 +107,23 @@ fn punched_pages_are_zero_and_given_back() {
 }
 
 #[test]
+fn preallocated_pages_are_populated_and_hold_what_they_held() {
+    // 4 MiB and a bit, from a page inside the first huge page: huge and ordinary pages.
+    let length = ByteCount((4 << 20) + 3 * PAGE);
+    for block in [RamBlock::memfd(name("file"), length), RamBlock::anonymous(name("private"), length)] {
+        let block = block.unwrap();
+        block.copy_in(700 * PAGE, b"kept");
+        let part = run(3, block.pages().0 - 4);
+        block.preallocate(part).unwrap();
+        let populated = block.populated();
+        assert!(part.pages().all(|page| populated.contains(page)), "{}: {populated:?}", block.name());
+        let mut bytes = [0; 4];
+        block.copy_out(700 * PAGE, &mut bytes);
+        assert_eq!(&bytes, b"kept");
+    }
+}
+
+#[test]
 fn the_zero_mask_has_a_bit_for_each_page_of_a_full_run() {
     let block = RamBlock::anonymous(name("ram"), LENGTH).unwrap();
     block.copy_in(5 * PAGE + 4095, &[1]);

@@ -59,3 +59,57 @@ impl DirtyLog for FakeDirtyLog {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use limosa_pages::{BlockLayout, BlockName, PageSize, RamLayout};
+
+    fn log() -> (FakeDirtyLog, DirtyMap) {
+        let name = BlockName::new("ram").unwrap();
+        let length = PageCount(100).bytes();
+        let layout =
+            RamLayout::new(vec![BlockLayout { name, length, page_size: PageSize::FOUR_KIB }]).unwrap();
+        (FakeDirtyLog::new(&layout), DirtyMap::clean(&layout))
+    }
+
+    #[test]
+    fn marked_bytes_are_reported_once_as_the_pages_they_touch() {
+        let (mut log, owed) = log();
+        log.start().unwrap();
+        log.writes().mark(BlockId(0), 4095, 2);
+        log.writes().mark(BlockId(0), 99 * 4096, 4096);
+        log.writes().mark(BlockId(0), 50 * 4096, 0);
+        assert_eq!(log.sync_into(&owed).unwrap(), PageCount(3));
+        let reported: Vec<_> =
+            (0..100).filter(|&page| owed.block(BlockId(0)).claim(PageIndex(page))).collect();
+        assert_eq!(reported, [0, 1, 99]);
+        assert_eq!(log.sync_into(&owed).unwrap(), PageCount(0));
+    }
+
+    #[test]
+    fn only_pages_that_were_not_owed_count() {
+        let (mut log, owed) = log();
+        log.start().unwrap();
+        assert!(owed.block(BlockId(0)).mark(PageRun::new(PageIndex(3), PageCount(1))) == PageCount(1));
+        log.writes().mark(BlockId(0), 3 * 4096, 2 * 4096);
+        assert_eq!(log.sync_into(&owed).unwrap(), PageCount(1));
+    }
+
+    #[test]
+    fn what_was_written_before_the_start_is_forgotten() {
+        let (mut log, owed) = log();
+        log.writes().mark(BlockId(0), 0, 1);
+        log.start().unwrap();
+        assert_eq!(log.sync_into(&owed).unwrap(), PageCount(0));
+        log.stop().unwrap();
+        assert!(!log.is_running());
+    }
+
+    #[test]
+    #[should_panic(expected = "does not run")]
+    fn a_log_that_does_not_run_is_not_asked() {
+        let (mut log, owed) = log();
+        let _ = log.sync_into(&owed);
+    }
+}
