@@ -1,14 +1,16 @@
 //! The recordings in `corpora/`: every byte decodes, the guest in them is whole, and nobody else's code is inside.
 
-use limosa_pages::{PAGE_BYTES, PageCount};
-use limosa_stress::qemu::{
-    Accelerator, CapturedBlock, CapturedGuest, Payload, TICK_ADDRESS, WORKING_SET_START, receive,
-};
+use limosa::CapturedGuest;
+use limosa::pages::{PAGE_BYTES, PageCount};
+use limosa::ram::RamBlock;
+use limosa::transport::Link;
+use limosa_stress::qemu::{Accelerator, Payload, TICK_ADDRESS, WORKING_SET_START};
 use limosa_wire::multifd::{self, InitPacket, Packet};
 use limosa_wire::{Command, RamContext, RamDecoder, RamItem, Step, StreamDecoder, StreamItem};
 use std::fs;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora")
@@ -25,37 +27,40 @@ fn payload(accelerator: Accelerator) -> Payload {
     Payload { working_set: PageCount(32), ..Payload::paced(accelerator) }
 }
 
-/// A recording that is played to us, and what we answer.
-struct Played {
-    recording: Cursor<Vec<u8>>,
-    answers: Vec<u8>,
-}
-
-impl Read for &mut Played {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.recording.read(out)
-    }
-}
-
-impl Write for &mut Played {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.answers.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
+/// Plays a recording to the engine: the guest, and what the engine answered.
 fn play(name: &str) -> (CapturedGuest, Vec<u8>) {
-    let mut played = Played { recording: Cursor::new(load(&format!("{name}.0"))), answers: Vec::new() };
-    let guest = receive(&mut played).unwrap_or_else(|error| panic!("{name}: {error}"));
-    assert_eq!(played.recording.position(), played.recording.get_ref().len() as u64, "{name}");
-    (guest, played.answers)
+    let (near, far) = Link::pair().expect("a pair");
+    let recording = load(&format!("{name}.0"));
+    let source = thread::spawn(move || {
+        let (mut reader, mut writer) = far.split();
+        writer.write_all(&recording).expect("the engine reads all of it");
+        let (mut answers, mut chunk) = (Vec::new(), [0; 64]);
+        while let count @ 1.. = reader.read_some(&mut chunk).expect("answers") {
+            answers.extend_from_slice(&chunk[..count]);
+        }
+        answers
+    });
+    let guest = CapturedGuest::receive(near).unwrap_or_else(|error| panic!("{name}: {error}"));
+    (guest, source.join().expect("no panic"))
+}
+
+/// A RAM block's name and content.
+struct Block {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+fn blocks_of_capture(guest: &CapturedGuest) -> Vec<Block> {
+    let block = |block: &RamBlock| {
+        let mut bytes = vec![0; block.length().0 as usize];
+        block.copy_out(0, &mut bytes);
+        Block { name: block.name().to_string(), bytes }
+    };
+    guest.ram.iter().map(|(_, ram)| block(ram)).collect()
 }
 
 /// Main RAM has the payload's pages and nothing else; flash has the payload; every other block is empty.
-fn assert_only_ours(name: &str, blocks: &[CapturedBlock], payload: Payload) {
+fn assert_only_ours(name: &str, blocks: &[Block], payload: Payload) {
     for block in blocks {
         let bytes = &block.bytes;
         match block.name.as_str() {
@@ -84,8 +89,9 @@ fn precopy_recordings_hold_our_guest_and_are_answered_as_qemu_answered_them() {
     ] {
         let (guest, answers) = play(name);
         assert_eq!(answers, load(&format!("{name}.return")), "{name}");
-        assert_only_ours(name, &guest.blocks, payload(accelerator));
-        assert_eq!(guest.counts.xbzrle > 0, name.starts_with("xbzrle"), "{name}: {:?}", guest.counts);
+        assert_only_ours(name, &blocks_of_capture(&guest), payload(accelerator));
+        let deltas = guest.statistics.xbzrle_pages;
+        assert_eq!(deltas.0 > 0, name.starts_with("xbzrle"), "{name}: {deltas}");
     }
 }
 
@@ -180,13 +186,13 @@ fn the_postcopy_recording_holds_our_guest_after_its_last_page() {
     assert_only_ours("postcopy-microvm", &blocks_of(&bytes), payload(Accelerator::Tcg));
 }
 
-fn bytes_of<'a>(blocks: &'a mut [CapturedBlock], name: &str) -> &'a mut [u8] {
-    let block = blocks.iter_mut().find(|block| block.name.as_str() == name);
+fn bytes_of<'a>(blocks: &'a mut [Block], name: &str) -> &'a mut [u8] {
+    let block = blocks.iter_mut().find(|block| block.name == name);
     &mut block.unwrap_or_else(|| panic!("no block {name}")).bytes
 }
 
 /// RAM as the records of a main channel leave it, up to the first device section; packages are passed over.
-fn blocks_of(bytes: &[u8]) -> Vec<CapturedBlock> {
+fn blocks_of(bytes: &[u8]) -> Vec<Block> {
     let mut stream = StreamDecoder::new();
     let mut ram = RamDecoder::new(RamContext::new());
     let (mut at, mut blocks) = (0, Vec::new());
@@ -210,19 +216,17 @@ fn blocks_of(bytes: &[u8]) -> Vec<CapturedBlock> {
 }
 
 /// Applies one body; returns its length.
-fn ram_body(bytes: &[u8], ram: &mut RamDecoder, blocks: &mut Vec<CapturedBlock>) -> usize {
+fn ram_body(bytes: &[u8], ram: &mut RamDecoder, blocks: &mut Vec<Block>) -> usize {
     let mut at = 0;
     loop {
         let Step::Item { used, item } = ram.next(&bytes[at..]).expect("records") else { panic!("cut") };
         at += used;
         let name = ram.block_name().unwrap_or_default();
         match item {
-            RamItem::Setup(setup) => blocks.extend(
-                setup
-                    .blocks
-                    .into_iter()
-                    .map(|block| CapturedBlock { bytes: vec![0; block.length.0 as usize], name: block.name }),
-            ),
+            RamItem::Setup(setup) => blocks.extend(setup.blocks.into_iter().map(|block| Block {
+                bytes: vec![0; block.length.0 as usize],
+                name: block.name.to_string(),
+            })),
             RamItem::Zero(page) => bytes_of(blocks, name)[page.offset as usize..][..PAGE_BYTES].fill(0),
             RamItem::Page(page) => {
                 bytes_of(blocks, name)[page.offset as usize..][..PAGE_BYTES]

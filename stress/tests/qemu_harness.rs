@@ -2,33 +2,18 @@
 
 use limosa_pages::PAGE_BYTES;
 use limosa_stress::qemu::{
-    Accelerator, Backing, Binary, Boot, Line, Machine, Payload, Qemu, QemuError, Release, Setup,
-    TICK_ADDRESS, WORKING_SET_START, compare_pages, lines_across,
+    Accelerator, Backing, Binary, Boot, Machine, Payload, QemuError, Release, Setup, TICK_ADDRESS, Transport,
+    WORKING_SET_START, assert_goes_on, compare_pages,
 };
-
-/// The counters of a guest that went from one QEMU to another: every line of both, without a gap or a step back.
-fn assert_uninterrupted(source: &Qemu, destination: &Qemu) {
-    for (expected, line) in (1..).zip(lines_across(&[source.serial(), destination.serial()])) {
-        assert_eq!(line, Line::Tick(expected));
-    }
-}
 
 fn migrate_between(source: &Binary, destination: &Binary, setup: &Setup) {
     let mut from = setup.start(source).expect("source");
     let mut to = setup.destination().start(destination).expect("destination");
-    let uri = format!("unix:{}", to.folder().join("migration").display());
-    to.migrate_incoming(&uri).expect("listen");
+    let uri = to.listen(Transport::Unix).expect("listen").to_string();
     from.wait_tick_past(20).expect("a running guest");
     from.migrate(&uri).expect("migrate");
     from.wait_migrated().expect("source");
-    let last = match from.serial().last() {
-        Some(Line::Tick(tick)) => tick,
-        other => panic!("the source's guest ended with {other:?}"),
-    };
-    // The whole working set once more: each page is checked by the guest itself.
-    to.wait_tick_past(last + 40).expect("a guest that goes on");
-    to.stop().expect("stop");
-    assert_uninterrupted(&from, &to);
+    assert_goes_on(&from, &mut to).expect("a guest that goes on");
 }
 
 #[test]

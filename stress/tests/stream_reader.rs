@@ -1,11 +1,12 @@
 //! The independent reader and our decoders say the same about the same streams, and it refuses damaged ones.
 
-use limosa_stress::qemu::{IndependentReader, ReaderError, receive};
-use limosa_wire::devices::{VmDescription, split_by_sizes};
+use limosa::CapturedGuest;
+use limosa::transport::Link;
+use limosa_stress::qemu::{IndependentReader, ReaderError};
 use serde_json::Value;
 use std::fs;
-use std::io::{self, Cursor, Read, Write};
 use std::path::Path;
+use std::thread;
 use tempfile::TempDir;
 
 fn load(name: &str) -> Vec<u8> {
@@ -13,23 +14,14 @@ fn load(name: &str) -> Vec<u8> {
     zstd::decode_all(fs::read(path).expect("a recording").as_slice()).expect("zstd")
 }
 
-/// A recording, to whose reader's answers nobody listens.
-struct Recording(Cursor<Vec<u8>>);
-
-impl Read for Recording {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.0.read(out)
-    }
-}
-
-impl Write for Recording {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// The guest in a recording, as the engine captures it.
+fn capture(bytes: &[u8]) -> CapturedGuest {
+    let (near, far) = Link::pair().expect("a pair");
+    thread::scope(|scope| {
+        let (_answers, mut writer) = far.split();
+        scope.spawn(move || writer.write_all(bytes).expect("the engine reads all of it"));
+        CapturedGuest::receive(near).expect("a guest")
+    })
 }
 
 fn read(reader: IndependentReader, bytes: &[u8], ram: &Path) -> Result<Value, ReaderError> {
@@ -45,22 +37,23 @@ fn it_finds_the_same_ram_and_devices_as_our_decoders() {
         let bytes = load(name);
         let folder = TempDir::new().expect("a folder");
         let summary = read(reader, &bytes, folder.path()).unwrap_or_else(|error| panic!("{error}"));
-        let guest = receive(Recording(Cursor::new(bytes))).expect("a guest");
+        let guest = capture(&bytes);
 
         assert_eq!(summary["machine"], guest.configuration.machine, "{name}");
-        for block in &guest.blocks {
-            let file = block.name.as_str().replace('/', "_");
+        for (_, block) in guest.ram.iter() {
+            let file = block.name().as_str().replace('/', "_");
             let content = fs::read(folder.path().join(file)).expect("a block");
-            assert!(content == block.bytes, "{name}: {}", block.name);
+            let mut ours = vec![0; block.length().0 as usize];
+            block.copy_out(0, &mut ours);
+            assert!(content == ours, "{name}: {}", block.name());
         }
-        let description = VmDescription::parse(&guest.description).expect("a description");
-        let sections = split_by_sizes(&guest.devices, &description).expect("sections");
         let devices = summary["devices"].as_array().expect("devices");
-        assert_eq!(devices.len(), sections.len(), "{name}");
-        for (device, section) in devices.iter().zip(sections) {
-            assert_eq!(device["name"], section.header.idstr, "{name}");
-            assert_eq!(device["section"], section.header.id.0, "{name}");
-            assert_eq!(device["bytes"], section.body.len(), "{name}");
+        assert_eq!(devices.len(), guest.devices.len(), "{name}");
+        for (device, ours) in devices.iter().zip(&guest.devices) {
+            assert_eq!(device["name"], ours.idstr, "{name}");
+            assert_eq!(device["instance"], ours.instance_id, "{name}");
+            assert_eq!(device["version"], ours.section.version, "{name}");
+            assert_eq!(device["bytes"], ours.section.body.len(), "{name}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Reading a stopped QEMU's guest memory by QEMU's own means, to hold what a stream carried against it.
 
 use super::process::{Qemu, QemuError};
-use limosa_pages::PAGE_BYTES;
+use super::setup::Backing;
+use limosa::ram::GuestRam;
+use limosa_pages::{ByteCount, PAGE_BYTES};
 
 /// A stretch of guest-physical memory and the part of a RAM block that the guest's processor sees there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,42 @@ impl Qemu {
         }
         Ok(saved)
     }
+
+    /// Holds every page that can be seen against `ram`, and all of main RAM if it lies in a shared file. Returns how much
+    /// was compared.
+    ///
+    /// # Errors
+    /// As [`Self::save_memory`].
+    ///
+    /// # Panics
+    /// If a page differs, or a block is not in `ram`.
+    pub fn assert_same_memory(&mut self, ram: &GuestRam) -> Result<ByteCount, QemuError> {
+        let mut compared = ByteCount(0);
+        for saved in self.save_memory()? {
+            assert_eq!(
+                saved.compare(&block_of(ram, &saved.window.block)),
+                None,
+                "pmemsave against the stream"
+            );
+            compared += ByteCount(saved.window.length);
+        }
+        if self.setup().backing == Backing::SharedFile {
+            let name = self.setup().machine.ram_block();
+            let io = |source| QemuError::Io { doing: "reading guest RAM from its file", source };
+            let file = std::fs::read(self.ram_file()).map_err(io)?;
+            assert_eq!(compare_pages(name, 0, &file, &block_of(ram, name)), None, "RAM against the stream");
+            compared += ByteCount(file.len() as u64);
+        }
+        Ok(compared)
+    }
+}
+
+fn block_of(ram: &GuestRam, name: &str) -> Vec<u8> {
+    let id = ram.layout().find(name).unwrap_or_else(|| panic!("block {name} was not in the stream"));
+    let block = ram.block(id);
+    let mut bytes = vec![0; block.length().0 as usize];
+    block.copy_out(0, &mut bytes);
+    bytes
 }
 
 impl Saved {

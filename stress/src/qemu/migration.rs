@@ -93,6 +93,24 @@ impl Qemu {
         Ok(())
     }
 
+    /// Slows an outgoing migration so that a busy guest never converges, until [`Self::let_go`].
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn hold_back(&mut self) -> Result<(), QemuError> {
+        // One page of bandwidth in the allowed downtime. (With a limit of 0 it does not look for dirty pages before
+        // it stops the guest.)
+        self.set_parameters(json!({ "downtime-limit": 1, "max-bandwidth": 4 << 20 }))
+    }
+
+    /// Lets an outgoing migration end with its next round.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn let_go(&mut self) -> Result<(), QemuError> {
+        self.set_parameters(json!({ "downtime-limit": 2000, "max-bandwidth": 0 }))
+    }
+
     fn other_end(&mut self, status: String, expected: &'static str) -> QemuError {
         let answer = self.execute("query-migrate", json!({})).unwrap_or_default();
         let description = answer["error-desc"].as_str().unwrap_or_default().to_owned();

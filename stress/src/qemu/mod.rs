@@ -10,29 +10,27 @@
 //! **Deliberately absent:** a guest operating system, firmware of others in anything that is kept.
 
 mod binary;
-mod captured;
-mod endpoint;
+mod continuity;
+mod engine;
+mod foreign;
 mod memory;
 mod migration;
 mod payload;
 mod process;
 mod reader;
-mod receive;
-mod replay;
 mod ring;
 mod serial;
 mod setup;
 mod tap;
 
 pub use binary::{Accelerator, Binary, Release};
-pub use captured::{CapturedBlock, CapturedGuest, PeerError, RecordCounts};
-pub use endpoint::{Connection, Endpoint, Transport};
+pub use continuity::assert_goes_on;
+pub use engine::{Transport, send};
+pub use foreign::{ForeignGuest, Still};
 pub use memory::{Difference, Saved, Window, compare_pages};
 pub use payload::{FLASH_BYTES, Inconsistent, Payload, SECTOR_BYTES, TICK_ADDRESS, WORKING_SET_START};
 pub use process::{PATIENCE, Qemu, QemuError};
 pub use reader::{IndependentReader, ReaderError};
-pub use receive::receive;
-pub use replay::Replay;
 pub use serial::{Line, Serial, lines_across};
 pub use setup::{Backing, Boot, Machine, Setup};
 pub use tap::{Conversation, Tap};

@@ -1,6 +1,7 @@
 //! One running QEMU: its process, its monitor and its guest's serial port.
 
 use super::binary::Binary;
+use super::payload::Payload;
 use super::serial::{Line, Serial};
 use super::setup::{Setup, ram_file};
 use limosa_qmp::{Client, QmpError};
@@ -90,6 +91,7 @@ pub struct Qemu {
     monitor: Client,
     serial: Serial,
     folder: TempDir,
+    setup: Setup,
 }
 
 /// A child that does not outlive its owner, and what it says on stderr.
@@ -127,7 +129,7 @@ impl Qemu {
             // It hangs up on us when it does not like its arguments.
             Err(_) => return Err(child.end("connecting its monitor")),
         };
-        let mut qemu = Self { child, monitor, serial, folder };
+        let mut qemu = Self { child, monitor, serial, folder, setup: setup.clone() };
         qemu.set_capabilities(&[("events", true)])?;
         Ok(qemu)
     }
@@ -135,6 +137,16 @@ impl Qemu {
     /// The guest's serial port.
     pub fn serial(&self) -> &Serial {
         &self.serial
+    }
+
+    /// What its guest does.
+    pub fn payload(&self) -> Payload {
+        self.setup.boot.payload()
+    }
+
+    /// What it was started with.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// What it said on stderr so far.

@@ -69,6 +69,14 @@ impl Machine {
     }
 }
 
+impl Boot {
+    /// What the guest does once it runs.
+    pub fn payload(&self) -> Payload {
+        let (Self::Flash(payload) | Self::Sector(payload)) = self;
+        *payload
+    }
+}
+
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
