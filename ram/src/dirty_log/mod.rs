@@ -40,8 +40,11 @@ pub trait DirtyLog: Send {
     /// The pages of `block` that may hold anything but zero, without reading them. Call it after [`Self::start`].
     ///
     /// The others were zero at a moment since `start`, and a write after that moment will be reported. So they need
-    /// not be sent, nor read, nor cleared: this looks in the order that [`RamBlock::populated`](crate::RamBlock::populated)
-    /// alone cannot keep, where a page written between the look and the log's beginning would be lost.
+    /// not be sent, nor read, nor cleared, **until a sync reports them**: from the very next one on, a page that was
+    /// reported counts as populated, whatever was said here.
+    ///
+    /// This looks in the order that [`RamBlock::populated`](crate::RamBlock::populated) alone cannot keep, where a page
+    /// written between the look and the log's beginning would be lost.
     ///
     /// # Errors
     /// What the kernel says.
