@@ -4,6 +4,20 @@
 //! [`Convergence`] decides when to switch over, [`TokenBucket`] what may leave until then. A test, a simulator
 //! and the real engine drive the same machines.
 //!
+//! ```
+//! use limosa_protocol::{GuestFate, Source, SourceAction, SourceConfig, SourceEvent};
+//! use std::time::Instant;
+//!
+//! let config = SourceConfig { return_path: false, ..SourceConfig::default() };
+//! let mut source = Source::new(config, Instant::now());
+//! assert_eq!(source.poll_action(), Some(SourceAction::SaveSetup));
+//!
+//! source.handle(SourceEvent::Cancel, Instant::now());
+//! assert_eq!(source.poll_action(), Some(SourceAction::CloseLink));
+//! assert_eq!(source.poll_action(), Some(SourceAction::Finish));
+//! assert_eq!(source.outcome().unwrap().fate, GuestFate::OnSource);
+//! ```
+//!
 //! Trade-off taken: the machines know steps, not bytes. A slice of RAM is "iterate this much" and "this much is
 //! left", so the bytes of the guest never pass through here, and what a handler does inside of its step is out of
 //! sight.

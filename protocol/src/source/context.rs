@@ -104,7 +104,7 @@ impl Context {
     }
 
     pub(super) fn iterated(&mut self, sent: ByteCount, pending: Pending, now: Instant) {
-        self.bucket.spend(sent, now);
+        self.bucket.settle(sent, now);
         self.counters.slices += 1;
         self.counters.bytes_sent += sent;
         self.counters.pending = pending;

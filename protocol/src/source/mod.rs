@@ -35,8 +35,9 @@ use std::time::{Duration, Instant};
 /// wrong after it, with the guest stopped here and the outcome in doubt, unless the destination says that it
 /// refuses (I6).
 ///
-/// The shell calls [`Self::poll_action`] until it is empty after every [`Self::handle`], does what it says, and
-/// hands in what comes of it.
+/// The shell takes one action at a time from [`Self::poll_action`], does it, and hands in what came of it. Between two
+/// actions it hands in whatever else has happened: a shell that first did all actions would hear a cancel only when a
+/// round is over. Answers are handed in in the order of their actions; a late one does no harm after the end.
 #[derive(Debug)]
 pub struct Source {
     /// `None` only inside of `handle`.

@@ -163,7 +163,7 @@ impl Round {
 
     /// Writes a slice if the bandwidth limit allows one, or waits until it does.
     fn next_slice(mut self, context: &mut Context, now: Instant) -> State {
-        match context.bucket.allowance(SLICE_BYTES_MAX, now) {
+        match context.bucket.take(SLICE_BYTES_MAX, now) {
             Some(max_bytes) => {
                 context.act(SourceAction::Iterate { max_bytes, max_time: SLICE_TIME_MAX });
                 State::Iterating(Iterating(self))

@@ -201,3 +201,6 @@ impl Convergence {
 fn noticeable(downtime: Duration) -> Duration {
     (downtime / GAIN_PART).max(GAIN_MIN)
 }
+
+#[cfg(test)]
+mod tests;
