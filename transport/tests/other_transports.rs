@@ -5,7 +5,8 @@ mod support;
 use limosa_transport::{Address, ConnectOptions, Failure, FdName, Link, Listener, Role};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::fs;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::io::PipeWriter;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use support::{MOMENT, MORE_THAN_BUFFERS, blocked_in, echo, failure, later};
 
@@ -17,6 +18,16 @@ fn connect(address: &Address) -> Link {
 fn inherited(fd: OwnedFd) -> Address {
     fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     Address::Fd(FdName::Number(fd.into_raw_fd()))
+}
+
+/// A command that reads nothing of its stdin, and ends when the second value is dropped.
+fn idle_command() -> (Link, PipeWriter) {
+    let (ours, theirs) = std::io::pipe().unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), ours.as_raw_fd());
+    let mut link = connect(&Address::shell(format!("exec 3<{path}; echo; exec cat /dev/fd/3")));
+    // Once it has said something, it has opened its own descriptor of the pipe.
+    link.read_exact(&mut [0]).unwrap();
+    (link, theirs)
 }
 
 #[test]
@@ -95,13 +106,9 @@ fn closing_waits_for_the_command_reports_how_it_ended_and_leaves_no_zombie() {
 
 #[test]
 fn a_command_that_does_not_end_is_not_waited_for_beyond_the_deadline() {
-    // Lives until the other end of its own pipe is closed, when this test ends.
-    let (ours, theirs) = std::io::pipe().unwrap();
-    let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&ours));
-    let mut link = connect(&Address::shell(format!("exec cat {path}")));
+    let (mut link, _life) = idle_command();
     link.set_deadline(Some(MOMENT)).unwrap();
     assert!(matches!(failure(link.close()), Failure::TimedOut { .. }));
-    drop(theirs);
 }
 
 #[test]
@@ -114,8 +121,8 @@ fn a_command_that_cannot_be_started_is_an_error() {
 }
 
 #[test]
-fn a_command_that_stops_reading_ends_a_write_at_the_deadline() {
-    let mut link = echo();
+fn a_command_that_does_not_read_ends_a_write_at_the_deadline() {
+    let (mut link, _life) = idle_command();
     link.set_deadline(Some(MOMENT)).unwrap();
     assert!(matches!(failure(link.write_all(&vec![0; MORE_THAN_BUFFERS])), Failure::TimedOut { .. }));
     assert!(link.queued_bytes() > 0);
