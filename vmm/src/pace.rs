@@ -41,6 +41,9 @@ pub(crate) enum Grant {
 pub(crate) struct Pacer {
     rate: Rate,
     workers: u32,
+    /// Whether the worker has asked before. The first time it gets one step for nothing, so that its progress shows
+    /// when it runs again and not when the first grant is earned.
+    has_asked: bool,
     /// In pages * workers * nanoseconds per second, so that nothing is ever rounded away.
     credit: u128,
     counted_until: Instant,
@@ -50,7 +53,7 @@ impl Pacer {
     /// A worker among `workers`, with nothing earned.
     pub(crate) fn new(rate: Rate, workers: u32, now: Instant) -> Self {
         assert!(workers > 0);
-        Self { rate, workers, credit: 0, counted_until: now }
+        Self { rate, workers, has_asked: false, credit: 0, counted_until: now }
     }
 
     /// Adopts `rate`. What was earned under another one is forgotten.
@@ -67,6 +70,9 @@ impl Pacer {
             Rate::Unlimited => return Grant::Steps(UNLIMITED_GRANT),
             Rate::PagesPerSecond(rate) => u128::from(rate),
         };
+        if !std::mem::replace(&mut self.has_asked, true) {
+            return Grant::Steps(1);
+        }
         let step = NANOS_PER_SECOND * u128::from(self.workers);
         let enough = (rate * GRANT_INTERVAL.as_nanos()).max(step);
         let earned = rate * now.saturating_duration_since(self.counted_until).as_nanos();
@@ -103,15 +109,17 @@ mod tests {
 
     #[test]
     fn a_worker_that_asks_in_time_gets_exactly_its_share() {
-        assert_eq!(steps_in(1, 1, 10), 10);
-        assert_eq!(steps_in(100_000, 2, 3), 150_000);
-        assert_eq!(steps_in(7, 3, 9), 21);
+        // And the one step that a worker gets for nothing.
+        assert_eq!(steps_in(1, 1, 10), 10 + 1);
+        assert_eq!(steps_in(100_000, 2, 3), 150_000 + 1);
+        assert_eq!(steps_in(7, 3, 9), 21 + 1);
     }
 
     #[test]
     fn a_long_absence_is_not_caught_up_on() {
         let start = Instant::now();
         let mut pacer = Pacer::new(Rate::PagesPerSecond(1000), 1, start);
+        assert_eq!(pacer.ask(start), Grant::Steps(1));
         // Two intervals of 10 ms at 1000 pages/s are 20 pages.
         assert_eq!(pacer.ask(start + Duration::from_secs(60)), Grant::Steps(20));
     }
@@ -129,6 +137,7 @@ mod tests {
         let start = Instant::now();
         let mut pacer = Pacer::new(Rate::Idle, 1, start);
         pacer.set_rate(Rate::PagesPerSecond(100), start);
+        assert_eq!(pacer.ask(start), Grant::Steps(1));
         assert_eq!(pacer.ask(start), Grant::After(start + Duration::from_millis(10)));
         pacer.set_rate(Rate::PagesPerSecond(100), start + Duration::from_millis(5));
         assert_eq!(pacer.ask(start + Duration::from_millis(10)), Grant::Steps(1));

@@ -7,7 +7,9 @@ use limosa_vmm::{
     BadPage, Content, Contradiction, Dirtier, GuestConfig, GuestKind, Machine, PageFault, Prefill, Program,
     Rate, RunState, VmmError, Writing, write_memory_file,
 };
-use ring::{WORKING_SET, busy, for_each_kind, let_work, machine, pause_and_verify, total_steps};
+use ring::{
+    WORKING_SET, busy, for_each_kind, let_work, machine, pause_and_verify, total_steps, within_patience,
+};
 use std::time::Instant;
 
 /// First page above the first MiB, and first of the working set.
@@ -82,7 +84,8 @@ fn a_limited_guest_never_does_more_than_its_rate_allows() {
         // Each of the two workers: 1000 steps, a tenth of a second.
         let_work(&machine, 1000);
         machine.pause();
-        let allowed = RATE as u128 * begin.elapsed().as_nanos() / 1_000_000_000;
+        // One step for nothing when a worker is resumed.
+        let allowed = 2 + RATE as u128 * begin.elapsed().as_nanos() / 1_000_000_000;
         assert!(u128::from(total_steps(&machine)) <= allowed, "{} of {allowed}", total_steps(&machine));
     });
 }
@@ -106,14 +109,14 @@ fn thousands_of_pauses_never_miss_the_guest() {
     for_each_kind("pauses", |kind| {
         for rate in [Rate::Unlimited, Rate::PagesPerSecond(100_000), Rate::Idle] {
             let machine = machine(kind, 2, Dirtier { rate, ..busy() });
-            for _ in 0..1000 {
-                machine.resume().expect("it runs");
-                machine.pause();
-                let still = total_steps(&machine);
-                assert_eq!(machine.run_state(), RunState::Paused);
-                assert_eq!(total_steps(&machine), still);
-            }
-            pause_and_verify(&machine);
+            within_patience("1000 pauses take effect", move || {
+                for _ in 0..1000 {
+                    machine.resume().expect("it runs");
+                    machine.pause();
+                    assert_eq!(machine.run_state(), RunState::Paused);
+                }
+                pause_and_verify(&machine);
+            });
         }
     });
 }

@@ -3,6 +3,7 @@
 
 use limosa_pages::{BlockId, ByteCount, PageCount};
 use limosa_vmm::{Dirtier, GuestConfig, GuestKind, Machine, Program, Rate, kvm_usable};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Set where no test may be left out.
@@ -80,6 +81,23 @@ pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     while !done() {
         assert!(begin.elapsed() < PATIENCE, "gave up waiting until {what}");
         std::thread::yield_now();
+    }
+}
+
+/// Fails if `work` does not come back: a kick that is lost would make a pause wait forever.
+pub(crate) fn within_patience(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        // Nobody listens any more if this came too late.
+        let _ = done.send(());
+    });
+    match is_done.recv_timeout(PATIENCE) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("gave up waiting until {what}"),
+        Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
+    }
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
     }
 }
 
