@@ -106,7 +106,8 @@ impl GuestState {
         match self.program() {
             Ok(KnownProgram::Dirtier(workload)) => Some(workload),
             Ok(KnownProgram::Unknown | KnownProgram::BootSector) => None,
-            Err(error) => unreachable!("checked when it was loaded: {error}"),
+            // A stream that broke off inside this device: it has not arrived, and never will.
+            Err(_) => None,
         }
     }
 
@@ -149,11 +150,7 @@ impl GuestState {
     }
 
     fn post_load(&mut self, _version: u32) -> Result<(), GuestStateError> {
-        if let Err(error) = self.program() {
-            // Nothing else may see a workload that cannot be.
-            self.program = PROGRAM_UNKNOWN;
-            return Err(error);
-        }
+        self.program()?;
         self.control.set_rate(match self.rate {
             0 => Rate::Idle,
             RATE_UNLIMITED => Rate::Unlimited,

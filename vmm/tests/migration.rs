@@ -132,6 +132,21 @@ fn a_configuration_that_means_nothing_is_refused_byte_by_byte() {
 }
 
 #[test]
+fn a_configuration_that_breaks_off_anywhere_leaves_a_machine_that_can_be_asked() {
+    let here = machine(GuestKind::Process, 1, busy());
+    let mut body = here.devices()[0].device.save().expect("it saves").body;
+    // A content that does not exist: only a whole load would refuse it.
+    body[22] = 0x7f;
+    for length in 0..body.len() {
+        let there = incoming(GuestKind::Process, 1);
+        let broken = there.devices()[0].device.load(1, &mut SliceInput::new(&body[..length]));
+        assert!(matches!(broken.expect_err("it breaks off").problem, LoadProblem::Input(_)), "{length}");
+        assert_eq!(there.workload(), None, "{length}");
+        assert_eq!(there.progress(), [], "{length}");
+    }
+}
+
+#[test]
 fn a_running_vcpu_refuses_to_be_saved() {
     if !kvm("save while running") {
         return;
