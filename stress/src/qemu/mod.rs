@@ -31,6 +31,7 @@ pub use memory::{Difference, Saved, Window, compare_pages};
 pub use payload::{FLASH_BYTES, Inconsistent, Payload, SECTOR_BYTES, TICK_ADDRESS, WORKING_SET_START};
 pub use process::{PATIENCE, Qemu, QemuError};
 pub use reader::{IndependentReader, ReaderError};
+pub use ring::leave_out;
 pub use serial::{Line, Serial, lines_across};
 pub use setup::{Backing, Boot, Machine, Setup};
 pub use tap::{Conversation, Tap};
