@@ -93,6 +93,11 @@ impl Host {
         moving.listen(address, settings, &self.guest)
     }
 
+    /// Whether a guest that arrives shall run.
+    pub fn set_autostart(&self, autostart: bool) {
+        self.state.lock().settings.set_autostart(autostart);
+    }
+
     /// Blocks until a client says `quit`.
     pub fn wait_for_quit(&self) {
         let mut quit = self.quit.lock();
@@ -101,7 +106,8 @@ impl Host {
         }
     }
 
-    fn quit(&self) {
+    /// Ends [`Self::wait_for_quit`], as a client's `quit` does.
+    pub fn quit(&self) {
         self.events.emit(Notice::Shutdown { guest: false, reason: "host-qmp-quit" });
         *self.quit.lock() = true;
         self.quitting.notify_all();

@@ -1,0 +1,182 @@
+//! `limosa demo`: two VMMs, one busy guest, a migration between them, and the proof that nothing was lost.
+
+mod process;
+mod report;
+
+use crate::guest::{DirtierOptions, MachineOptions};
+use crate::size::Size;
+use indicatif::{ProgressBar, ProgressStyle};
+use limosa_qmp::{MigrationInfo, MigrationStatus, QmpError, SocketAddress};
+use process::Vmm;
+use report::{Arrival, Figures, Verification};
+use serde_json::json;
+use std::io;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// What to migrate, and under which limits.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    dirtier: DirtierOptions,
+    /// Bytes per second that precopy may send; unlimited if not said.
+    #[arg(long, value_name = "SIZE")]
+    max_bandwidth: Option<Size>,
+    /// The longest pause that the guest may be asked to take, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime_limit: u64,
+    /// Send pages after the first round as deltas (XBZRLE).
+    #[arg(long)]
+    xbzrle: bool,
+    /// Migrate over a unix socket instead of TCP on the loopback interface.
+    #[arg(long)]
+    unix: bool,
+    /// Give up after this many seconds.
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    timeout: u64,
+    /// Write the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why the demonstration ended early.
+#[derive(Debug, Error)]
+pub(crate) enum DemoError {
+    #[error("a VMM could not be started")]
+    Spawn(#[source] io::Error),
+    #[error("the {who} VMM does not answer")]
+    Monitor {
+        who: &'static str,
+        #[source]
+        source: QmpError,
+    },
+    #[error("the destination does not say where it listens")]
+    NoAddress,
+    #[error("the migration ended as {status}{}", reason.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
+    NotCompleted { status: MigrationStatus, reason: Option<String> },
+    #[error("nothing was completed within {0:?}; try a lower --dirty-rate or a higher --downtime-limit")]
+    TimedOut(Duration),
+}
+
+/// How often the bar moves.
+const FRAME: Duration = Duration::from_millis(50);
+
+/// How long the guest works before it is moved, in pages written.
+const WARM_UP_PAGES: u64 = 1000;
+
+/// Runs the demonstration; success is a guest that arrived with every page.
+///
+/// # Errors
+/// Anything that ends the migration before the guest has arrived.
+pub(crate) fn run(options: Options) -> Result<ExitCode, DemoError> {
+    let folder = tempfile::tempdir().map_err(DemoError::Spawn)?;
+    let mut words = options.machine.arguments();
+    words.extend(options.dirtier.arguments());
+    let uri = if options.unix {
+        format!("unix:{}", folder.path().join("stream.sock").display())
+    } else {
+        "tcp:127.0.0.1:0".to_owned()
+    };
+    if !options.json {
+        println!("{}", report::heading(&options.machine, &options.dirtier));
+    }
+    let mut source = Vmm::start("source", folder.path(), &words)?;
+    let incoming = format!("--incoming={uri}");
+    words = options.machine.arguments();
+    words.push(incoming);
+    let mut destination = Vmm::start("destination", folder.path(), &words)?;
+    let uri = if options.unix { uri } else { listening_at(&mut destination)? };
+
+    configure(&mut source, &options)?;
+    warm_up(&mut source, &options)?;
+    let steps_before = source.steps()?;
+    source.execute("migrate", json!({"uri": uri}))?;
+    let deadline = Instant::now() + Duration::from_secs(options.timeout);
+    follow(&mut source, deadline, options.json)?;
+    let arrival = Arrival::of(&mut destination, deadline, steps_before)?;
+    let figures = Figures::of(&mut source)?;
+    let verification = Verification::of(&mut destination)?;
+    source.quit();
+    destination.quit();
+
+    if options.json {
+        println!("{}", report::json(&figures, &arrival, &verification));
+    } else {
+        print!("{}", report::text(&figures, &arrival, &verification));
+    }
+    let proven = verification.is_clean() && arrival.never_stepped_back();
+    Ok(if proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where a destination listens whose port the kernel has chosen.
+fn listening_at(destination: &mut Vmm) -> Result<String, DemoError> {
+    let info: MigrationInfo = destination.query("query-migrate")?;
+    match info.socket_address.unwrap_or_default().first() {
+        Some(SocketAddress::Inet { host, port }) => Ok(format!("tcp:{host}:{port}")),
+        _ => Err(DemoError::NoAddress),
+    }
+}
+
+fn configure(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
+    let capabilities = json!([
+        {"capability": "events", "state": true},
+        {"capability": "xbzrle", "state": options.xbzrle},
+    ]);
+    source.execute("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
+    let parameters = json!({
+        "max-bandwidth": options.max_bandwidth.map_or(0, |size| size.0),
+        "downtime-limit": options.downtime_limit,
+    });
+    source.execute("migrate-set-parameters", parameters)?;
+    Ok(())
+}
+
+/// A guest that has not begun to work proves nothing.
+fn warm_up(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
+    if options.dirtier.dirty_rate.0 == limosa_vmm::Rate::PagesPerSecond(0) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + Duration::from_secs(options.timeout);
+    while source.steps()?.iter().sum::<u64>() < WARM_UP_PAGES {
+        if Instant::now() > deadline {
+            return Err(DemoError::TimedOut(Duration::from_secs(options.timeout)));
+        }
+        std::thread::sleep(FRAME / 10);
+    }
+    Ok(())
+}
+
+/// Shows a bar until the migration has ended; an error unless it is completed.
+fn follow(source: &mut Vmm, deadline: Instant, quiet: bool) -> Result<(), DemoError> {
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let style = "  {bar:40} {bytes}/{total_bytes}  {msg}";
+    bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
+    loop {
+        let info: MigrationInfo = source.query("query-migrate")?;
+        let status = info.status.unwrap_or(MigrationStatus::None);
+        if let Some(ram) = &info.ram {
+            bar.set_length(ram.total);
+            bar.set_position(ram.total.saturating_sub(ram.remaining));
+            let rate = Size((ram.mbps * 1e6 / 8.0) as u64);
+            bar.set_message(format!("pass {}, {rate}/s, {status}", ram.dirty_sync_count));
+        }
+        match status {
+            MigrationStatus::Completed => {
+                bar.finish_and_clear();
+                return Ok(());
+            }
+            MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                bar.abandon();
+                return Err(DemoError::NotCompleted { status, reason: info.error_desc });
+            }
+            _ if Instant::now() > deadline => {
+                bar.abandon();
+                return Err(DemoError::TimedOut(deadline.elapsed()));
+            }
+            _ => source.wait_for_end(Instant::now() + FRAME)?,
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What the demonstration tells: how the migration went, and whether everything arrived.
+
+use super::DemoError;
+use super::process::Vmm;
+use crate::guest::{DirtierOptions, MachineOptions};
+use crate::size::Size;
+use limosa_pages::PageCount;
+use limosa_qmp::StatusInfo;
+use limosa_vmm::kvm_usable;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+/// The source's account, in the shape of `x-limosa-report`. Times in microseconds.
+#[derive(Debug, Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Figures {
+    total_us: u64,
+    setup_us: u64,
+    transferred: u64,
+    rounds: Vec<Round>,
+    downtime_us: Option<Downtime>,
+    ram: Ram,
+}
+
+#[derive(Debug, Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Round {
+    number: u64,
+    owed_pages: u64,
+    sent_pages: u64,
+    bytes: u64,
+    us: u64,
+}
+
+#[derive(Debug, Deserialize, serde::Serialize)]
+struct Downtime {
+    total: u64,
+    stop: u64,
+    sync: u64,
+    ram: u64,
+    devices: u64,
+    load: u64,
+    resume: u64,
+}
+
+#[derive(Debug, Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Ram {
+    normal_pages: u64,
+    zero_pages: u64,
+    untouched_pages: u64,
+    xbzrle_pages: u64,
+    xbzrle_bytes: u64,
+}
+
+/// The guest's own count of its work, before and after.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    before: Vec<u64>,
+    after: Vec<u64>,
+}
+
+/// The destination's check of every page.
+#[derive(Debug, Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Verification {
+    clean: bool,
+    pages_checked: u64,
+    pages_in_flight: u64,
+    pages_bad: u64,
+    faults: Vec<String>,
+}
+
+impl Figures {
+    pub(super) fn of(source: &mut Vmm) -> Result<Self, DemoError> {
+        source.query("x-limosa-report")
+    }
+}
+
+impl Arrival {
+    /// Waits until the guest runs on the destination and has gone on working.
+    pub(super) fn of(destination: &mut Vmm, deadline: Instant, before: Vec<u64>) -> Result<Self, DemoError> {
+        loop {
+            let status: StatusInfo = destination.query("query-status")?;
+            let after = destination.steps()?;
+            let idle = before.iter().all(|steps| *steps == 0);
+            if status.running && (idle || after.iter().sum::<u64>() > before.iter().sum()) {
+                return Ok(Self { before, after });
+            }
+            if Instant::now() > deadline {
+                return Err(DemoError::TimedOut(deadline.elapsed()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(super) fn never_stepped_back(&self) -> bool {
+        self.before.len() == self.after.len() && self.before.iter().zip(&self.after).all(|(a, b)| a <= b)
+    }
+}
+
+impl Verification {
+    /// Pauses the guest and checks every page of it.
+    pub(super) fn of(destination: &mut Vmm) -> Result<Self, DemoError> {
+        destination.execute("stop", Value::Null)?;
+        destination.query("x-limosa-verify")
+    }
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.clean
+    }
+}
+
+/// What is about to be moved.
+pub(super) fn heading(machine: &MachineOptions, dirtier: &DirtierOptions) -> String {
+    let kind = match machine.guest {
+        crate::guest::Kind::Process => "process guest".to_owned(),
+        crate::guest::Kind::Kvm => "KVM guest".to_owned(),
+        crate::guest::Kind::Auto => match kvm_usable() {
+            Ok(()) => "KVM guest".to_owned(),
+            Err(reason) => format!("process guest, because there is no KVM here ({reason})"),
+        },
+    };
+    let working_set = dirtier.working_set.unwrap_or(machine.memory);
+    format!(
+        "Moving a guest of {} with {} vCPU{} that writes {} pages/s over {working_set}: {kind}.",
+        machine.memory,
+        machine.vcpus,
+        if machine.vcpus == 1 { "" } else { "s" },
+        dirtier.dirty_rate,
+    )
+}
+
+/// Everything, for machines.
+pub(super) fn json(figures: &Figures, arrival: &Arrival, verification: &Verification) -> Value {
+    json!({
+        "migration": figures,
+        "guest-steps": {"before": arrival.before, "after": arrival.after},
+        "verification": verification,
+    })
+}
+
+/// Everything, for people.
+pub(super) fn text(figures: &Figures, arrival: &Arrival, verification: &Verification) -> String {
+    let mut out = String::new();
+    write_text(&mut out, figures, arrival, verification).expect("a String takes every text");
+    out
+}
+
+fn write_text(
+    out: &mut String,
+    figures: &Figures,
+    arrival: &Arrival,
+    verification: &Verification,
+) -> std::fmt::Result {
+    writeln!(out, "\nround     owed pages     sent pages          bytes           time")?;
+    for round in &figures.rounds {
+        let bytes = Size(round.bytes).to_string();
+        let time = time(round.us);
+        writeln!(out, "{:>5} {:>14} {:>14} {bytes:>14} {time:>14}", round.number, round.owed_pages, round.sent_pages)?;
+    }
+    let ram = &figures.ram;
+    let seconds = figures.total_us as f64 / 1e6;
+    let rate = Size((figures.transferred as f64 / seconds.max(1e-6)) as u64);
+    writeln!(out, "\ntotal time     {} ({} of it setup)", time(figures.total_us), time(figures.setup_us))?;
+    writeln!(out, "transferred    {} at {rate}/s", Size(figures.transferred))?;
+    writeln!(
+        out,
+        "pages          {} with content, {} zero ({} of them never touched)",
+        ram.normal_pages, ram.zero_pages, ram.untouched_pages
+    )?;
+    if ram.xbzrle_pages > 0 {
+        let raw = Size(PageCount(ram.xbzrle_pages).bytes().0);
+        writeln!(out, "deltas         {} for {raw} of pages", Size(ram.xbzrle_bytes))?;
+    }
+    if let Some(downtime) = &figures.downtime_us {
+        let Downtime { total, stop, sync, ram, devices, load, resume } = downtime;
+        writeln!(out, "downtime       {}", time(*total))?;
+        writeln!(
+            out,
+            "               stop {}, last sync {}, last RAM {}, device state {}, loading {}, resume {}",
+            time(*stop),
+            time(*sync),
+            time(*ram),
+            time(*devices),
+            time(*load),
+            time(*resume)
+        )?;
+    }
+    let steps = |steps: &[u64]| steps.iter().sum::<u64>();
+    writeln!(
+        out,
+        "guest          {} pages written before, {} after: it goes on{}",
+        steps(&arrival.before),
+        steps(&arrival.after),
+        if arrival.never_stepped_back() { "" } else { ", BUT STEPPED BACK" }
+    )?;
+    write_verdict(out, verification)
+}
+
+fn write_verdict(out: &mut String, verification: &Verification) -> std::fmt::Result {
+    let Verification { pages_checked, pages_in_flight, pages_bad, .. } = verification;
+    if verification.is_clean() {
+        return writeln!(
+            out,
+            "memory         {pages_checked} pages checked, every one is right ({pages_in_flight} was being written)"
+        );
+    }
+    writeln!(out, "memory         {pages_bad} of {pages_checked} pages are WRONG:")?;
+    verification.faults.iter().try_for_each(|fault| writeln!(out, "               {fault}"))
+}
+
+fn time(microseconds: u64) -> String {
+    match microseconds {
+        0..1_000 => format!("{microseconds} us"),
+        1_000..1_000_000 => format!("{:.2} ms", microseconds as f64 / 1e3),
+        _ => format!("{:.3} s", microseconds as f64 / 1e6),
+    }
+}
