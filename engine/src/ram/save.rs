@@ -41,6 +41,14 @@ struct Records {
     pages: Vec<(usize, PageIndex)>,
 }
 
+/// Neighbouring pages of a batch that are alike.
+#[derive(Clone, Copy)]
+struct Part {
+    run: PageRun,
+    /// Whether the guest had ever touched them.
+    touched: bool,
+}
+
 struct Xbzrle {
     cache: XbzrleCache,
     current: Box<[u8; PAGE_BYTES]>,
@@ -98,15 +106,20 @@ impl RamSave {
 
     /// Adds what the guest has written since the last call to what is owed.
     pub(super) fn sync(&mut self, log: &mut dyn DirtyLog) -> Result<(), SaveFault> {
-        let dirtied = log.sync_into(&self.owed)?;
         let first = self.counters.syncs.fetch_add(1, Ordering::Relaxed) == 0;
-        if !first {
-            // A page that was untouched at the start may have been written since, and deltas have a base now.
-            self.populated = None;
-            if let Some(xbzrle) = &mut self.xbzrle {
-                xbzrle.active = true;
+        let dirtied = match &self.populated {
+            // All RAM is owed anyway. What was written since the start is untouched no longer, and no later
+            // sync will say so again.
+            Some(populated) if first => log.sync_into(populated)?,
+            _ => {
+                // A page that was untouched may be among these, and deltas have a base now.
+                self.populated = None;
+                if let Some(xbzrle) = &mut self.xbzrle {
+                    xbzrle.active = true;
+                }
+                log.sync_into(&self.owed)?
             }
-        }
+        };
         self.counters.dirtied.store(dirtied.0, Ordering::Relaxed);
         self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
         Ok(())
@@ -141,13 +154,11 @@ impl RamSave {
         self.records.bytes.clear();
         self.records.pages.clear();
         for index in 0..self.batch.runs.len() {
-            let run = self.batch.runs[index];
-            // I2: the log forgets the pages before their bytes are read. A write that lands in between is
-            // reported again and costs one page; the other order would lose it.
-            log.clear_before_read(self.batch.block, run)?;
-            match &self.xbzrle {
-                Some(xbzrle) if xbzrle.active => self.encode_deltas(run),
-                _ => self.encode_plain(run),
+            let mut rest = self.batch.runs[index];
+            while !rest.is_empty() {
+                let part = self.leading_part(rest);
+                rest = PageRun::new(part.run.end(), rest.count - part.run.count);
+                self.encode(log, part)?;
             }
         }
         let block = self.ram.block(self.batch.block);
@@ -166,22 +177,54 @@ impl RamSave {
         Ok(out.send(&mut gather)?)
     }
 
+    /// The pages at the start of `run` that were touched, or those that were not.
+    fn leading_part(&self, run: PageRun) -> Part {
+        let Some(populated) = self.populated.as_ref().map(|map| map.block(self.batch.block)) else {
+            return Part { run, touched: true };
+        };
+        let touched = populated.is_owed(run.start);
+        let count = run.pages().take_while(|page| populated.is_owed(*page) == touched).count();
+        Part { run: PageRun::new(run.start, PageCount(count as u64)), touched }
+    }
+
+    fn encode(&mut self, log: &mut dyn DirtyLog, part: Part) -> Result<(), SaveFault> {
+        if !part.touched {
+            // Neither read nor cleared: a first write to these pages, at any moment, is still in the log.
+            self.encode_untouched(part.run);
+            return Ok(());
+        }
+        // I2: the log forgets the pages before their bytes are read. A write that lands in between is
+        // reported again and costs one page; the other order would lose it.
+        log.clear_before_read(self.batch.block, part.run)?;
+        match &self.xbzrle {
+            Some(xbzrle) if xbzrle.active => self.encode_deltas(part.run),
+            _ => self.encode_plain(part.run),
+        }
+        Ok(())
+    }
+
+    /// Zero records, without a look: reading a page that was never touched would give it memory.
+    fn encode_untouched(&mut self, run: PageRun) {
+        let id = self.batch.block;
+        let name = self.ram.block(id).name();
+        for page in run.pages() {
+            self.encoder.zero(id, name, page.byte_offset(), &mut self.records.bytes);
+        }
+        add(&self.counters.zero, run.count.0);
+        add(&self.counters.untouched, run.count.0);
+    }
+
     /// Zero records for zero pages, page records for the others.
     fn encode_plain(&mut self, run: PageRun) {
         let id = self.batch.block;
         let block = self.ram.block(id);
-        let populated = self.populated.as_ref().map(|map| map.block(id));
-        let (mut zeros, mut untouched) = (0, 0);
+        let mut zeros = 0;
         for page in run.pages() {
-            // A page that was never touched is zero; reading it to see that would give it memory.
-            let is_untouched = populated.is_some_and(|map| !map.is_owed(page));
-            let is_zero = is_untouched || block.is_zero(page);
-            untouched += u64::from(is_untouched);
+            let is_zero = block.is_zero(page);
             zeros += u64::from(is_zero);
             self.records.record(&mut self.encoder, is_zero, id, block.name(), page);
         }
         add(&self.counters.zero, zeros);
-        add(&self.counters.untouched, untouched);
         add(&self.counters.normal, run.count.0 - zeros);
     }
 
