@@ -352,6 +352,17 @@ impl LinkWriter {
         descriptor.end_sending().map_err(|error| TransportError::new(self.half.role, During::Close, error))
     }
 
+    /// Ends the stream as [`Self::finish`] does, and waits until the command of an `exec:` address has ended too:
+    /// before that, nobody knows what became of the bytes. Other links are done at once.
+    ///
+    /// # Errors
+    /// [`Failure::Command`] if the command failed; [`Failure::TimedOut`] if it still runs after the deadline.
+    pub fn finish_and_wait(&mut self) -> Result<(), TransportError> {
+        self.finish()?;
+        let ended = self.half.child.as_ref().map_or(Ok(()), |child| child.wait(self.half.patience));
+        ended.map_err(|failure| TransportError::new(self.half.role, During::Close, failure))
+    }
+
     /// Sets how long an operation may wait without sending a byte; `None` is for ever.
     ///
     /// # Errors

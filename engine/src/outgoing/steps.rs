@@ -103,7 +103,12 @@ impl Steps {
             SourceAction::SendEnd => {
                 encode::end_of_stream(self.out.buffer());
                 encode::vm_description(&self.description, self.out.buffer());
-                SourceEvent::EndSent { sent: self.sent_since(before)? }
+                let sent = self.sent_since(before)?;
+                if !self.config.capabilities.return_path {
+                    // Nobody will say that it arrived; at least nothing is left that could fail unheard.
+                    self.out.finish().map_err(StepError::Link)?;
+                }
+                SourceEvent::EndSent { sent }
             }
             SourceAction::ResumeVm => {
                 self.resume_vm().map_err(StepError::vm(SourceStep::ResumeVm))?;

@@ -58,6 +58,15 @@ impl StreamWriter {
         self.link.write_gather(gather)
     }
 
+    /// Sends what is collected and ends the stream; of a command, waits for its end.
+    ///
+    /// # Errors
+    /// As [`Self::flush`], and a command that failed.
+    pub(crate) fn finish(&mut self) -> Result<(), TransportError> {
+        self.flush()?;
+        self.link.finish_and_wait()
+    }
+
     /// Bytes that were collected or sent since the beginning.
     pub fn offset(&self) -> ByteCount {
         ByteCount(self.written + self.buffer.len() as u64)
