@@ -1,1 +1,30 @@
-//! Under construction.
+//! End-to-end measurements: the same guest memory moved by Limosa and by QEMU, one after the other.
+//!
+//! A [`Scenario`] says what is moved. [`measure`] moves it once, with one [`Program`] at both ends: a source over a
+//! shared, prefilled memory file and a destination with memory of its own, on this host, over TCP. Both programs are
+//! driven by the same QMP client and asked for the same figures; [`Summary`] sets their medians side by side.
+//!
+//! The machine that measures is never quiet, and back-to-back blocks of one program mislead by a factor of two. So
+//! repetitions alternate between the programs, and what counts is the ratio.
+//!
+//! The crate's criterion benches measure the parts: bitmaps, zero test, records, deltas, vectored sends.
+//!
+//! Trade-off taken: figures and ratios are printed and never asserted. A slow machine is not a wrong program.
+//!
+//! **Deliberately absent:** thresholds, plots, statistics beyond median and range.
+#![forbid(unsafe_code)]
+
+mod error;
+mod memory_file;
+mod migration;
+mod program;
+mod scenario;
+mod summary;
+mod vmm;
+
+pub use error::BenchError;
+pub use memory_file::MemoryFile;
+pub use migration::{DowntimeParts, Measurement, measure};
+pub use program::{Limosa, Program, Qemu};
+pub use scenario::{Busy, GuestKind, SCENARIOS, Scenario};
+pub use summary::{Spread, Summary};

@@ -1,0 +1,125 @@
+//! Moves guests of several kinds with Limosa and with QEMU, in turns, and prints both and their ratio.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use limosa_benches::{
+    BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, SCENARIOS, Scenario, Summary, measure,
+};
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// End-to-end migrations, compared with QEMU's in the same run.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Scenarios to run; the first of the list if none is named.
+    #[arg(value_name = "SCENARIO", value_parser = scenario)]
+    scenarios: Vec<Scenario>,
+    /// Run every scenario.
+    #[arg(long, conflicts_with = "scenarios")]
+    all: bool,
+    /// List the scenarios and end.
+    #[arg(long)]
+    list: bool,
+    /// Migrations of each program that are counted.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repetitions: u32,
+    /// Migrations of each program that are made first and not counted.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: u32,
+    /// Where the memory file goes: a tmpfs with room for the guest.
+    #[arg(long, value_name = "FOLDER", default_value = "/dev/shm")]
+    folder: PathBuf,
+    /// The `limosa` to measure; by default the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    limosa: Option<PathBuf>,
+    /// Do not run QEMU.
+    #[arg(long)]
+    no_qemu: bool,
+    /// Append every measurement to this file, one JSON object in a line.
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut line = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                line.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+            eprintln!("scenarios: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    if options.list {
+        SCENARIOS.iter().for_each(|scenario| println!("{}", scenario.name));
+        return Ok(());
+    }
+    let limosa = match &options.limosa {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("limosa"),
+    };
+    let mut programs: Vec<Box<dyn Program>> = vec![Box::new(Limosa::at(limosa))];
+    if !options.no_qemu {
+        programs.extend(Qemu::find().map(|qemu| Box::new(qemu) as Box<dyn Program>));
+    }
+    let mut json = options.json.as_deref().map(append_to).transpose()?;
+    for scenario in chosen(options) {
+        println!("{}", scenario.name);
+        let measurements = repeat(&scenario, &mut programs, options)?;
+        print!("{}", Summary::of(&measurements));
+        println!();
+        if let Some(file) = &mut json {
+            for measurement in &measurements {
+                writeln!(file, "{}", serde_json::to_string(measurement)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Measures the programs in turns; every other time in the other order, so that none is always the first.
+fn repeat(
+    scenario: &Scenario,
+    programs: &mut [Box<dyn Program>],
+    options: &Options,
+) -> Result<Vec<Measurement>, BenchError> {
+    let memory = MemoryFile::fill(&options.folder, scenario)?;
+    let mut measurements = Vec::new();
+    for turn in 0..options.warm_up + options.repetitions {
+        for program in programs.iter() {
+            let measurement = measure(scenario, program.as_ref(), &memory, turn)?;
+            if turn >= options.warm_up {
+                let repetition = turn - options.warm_up + 1;
+                measurements.push(Measurement { repetition, ..measurement });
+            }
+        }
+        programs.reverse();
+    }
+    Ok(measurements)
+}
+
+fn chosen(options: &Options) -> Vec<Scenario> {
+    match (options.all, options.scenarios.as_slice()) {
+        (true, _) => SCENARIOS.to_vec(),
+        (false, []) => vec![SCENARIOS[0]],
+        (false, named) => named.to_vec(),
+    }
+}
+
+fn scenario(name: &str) -> Result<Scenario, String> {
+    Scenario::named(name).ok_or_else(|| format!("no scenario is called {name}; --list shows them"))
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}

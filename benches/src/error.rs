@@ -1,0 +1,59 @@
+//! What can keep a migration from being measured.
+
+use limosa_qmp::QmpError;
+use limosa_vmm::VmmError;
+use serde_json::Value;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// A migration that was not measured.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// A temporary folder or file.
+    #[error("temporary files in {folder}")]
+    Files {
+        /// Where.
+        folder: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file could not be filled.
+    #[error("filling the memory file")]
+    Fill(#[from] VmmError),
+    /// A program did not start.
+    #[error("starting {program}")]
+    Spawn {
+        /// Which.
+        program: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A monitor refused, or is gone.
+    #[error("the {who}, {during}")]
+    Monitor {
+        /// Source or destination.
+        who: &'static str,
+        /// The command or event.
+        during: &'static str,
+        /// Why.
+        #[source]
+        source: QmpError,
+    },
+    /// The destination does not say where it listens.
+    #[error("the destination names no TCP address: {answer}")]
+    NoAddress {
+        /// What it said instead.
+        answer: Value,
+    },
+    /// The migration did not complete.
+    #[error("the migration ended as {status}: {answer}")]
+    NotCompleted {
+        /// Its last status.
+        status: String,
+        /// What `query-migrate` said.
+        answer: Value,
+    },
+}

@@ -1,0 +1,139 @@
+//! One migration, measured.
+
+use crate::error::BenchError;
+use crate::memory_file::MemoryFile;
+use crate::program::Program;
+use crate::scenario::Scenario;
+use crate::vmm::Vmm;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// Longer than the slowest scenario on the slowest machine: 4 GiB at 20 MB/s.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// How long a busy guest works before it is moved: about one pass over its working set.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+/// What one migration took. Times are the source's own figures unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurement {
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// The program's name.
+    pub program: &'static str,
+    /// Counted from 1.
+    pub repetition: u32,
+    /// `total-time` of `query-migrate`.
+    pub total_ms: u64,
+    /// From sending `migrate` to hearing `completed`, both at the same client for both programs.
+    pub wall_ms: f64,
+    /// Guest stopped, seen from the source. QEMU says whole milliseconds.
+    pub downtime_ms: f64,
+    /// Bytes of the stream.
+    pub transferred: u64,
+    /// Guest RAM per second of wall-clock time, in GB/s: zero pages and resent pages do not count for it.
+    pub guest_gb_per_s: f64,
+    /// Times that the dirty log was read.
+    pub syncs: u64,
+    /// The parts of the downtime, where the program tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_us: Option<DowntimeParts>,
+    /// The rounds as the program tells them.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub rounds: Value,
+}
+
+/// The parts of our downtime, in microseconds; what each means stands at `limosa::Downtime`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[allow(missing_docs, reason = "the meaning of each part is documented where it is measured")]
+pub struct DowntimeParts {
+    pub total: u64,
+    pub stop: u64,
+    pub sync: u64,
+    pub ram: u64,
+    pub devices: u64,
+    pub load: u64,
+    pub resume: u64,
+}
+
+/// Moves the guest of `scenario` once, from one `program` to another.
+///
+/// # Errors
+/// Anything that keeps the migration from completing.
+pub fn measure(
+    scenario: &Scenario,
+    program: &dyn Program,
+    memory: &MemoryFile,
+    repetition: u32,
+) -> Result<Measurement, BenchError> {
+    let temporary = std::env::temp_dir();
+    let files = |source| BenchError::Files { folder: temporary.clone(), source };
+    let folder = tempfile::tempdir().map_err(files)?;
+    let socket = |who: &str| folder.path().join(format!("{who}.qmp"));
+
+    let command = program.destination(scenario, &socket("destination"), folder.path()).map_err(files)?;
+    let mut destination = Vmm::start("destination", command, &socket("destination"))?;
+    let command =
+        program.source(scenario, memory.path(), &socket("source"), folder.path()).map_err(files)?;
+    let mut source = Vmm::start("source", command, &socket("source"))?;
+    configure(&mut source)?;
+    configure(&mut destination)?;
+    let uri = listen(&mut destination)?;
+    if scenario.busy.is_some() {
+        std::thread::sleep(WARM_UP);
+    }
+
+    let began = Instant::now();
+    source.execute("migrate", json!({ "uri": uri }))?;
+    let status = source.wait_migrated(began + MIGRATION_TIMEOUT)?;
+    let wall = began.elapsed();
+    let answer = source.execute("query-migrate", Value::Null)?;
+    if status != "completed" {
+        return Err(BenchError::NotCompleted { status, answer });
+    }
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let mut measurement = Measurement {
+        scenario: scenario.name,
+        program: program.name(),
+        repetition,
+        total_ms: number(&answer["total-time"]),
+        wall_ms: wall.as_secs_f64() * 1e3,
+        downtime_ms: number(&answer["downtime"]) as f64,
+        transferred: number(&answer["ram"]["transferred"]),
+        guest_gb_per_s: scenario.memory.0 as f64 / wall.as_secs_f64() / 1e9,
+        syncs: number(&answer["ram"]["dirty-sync-count"]),
+        downtime_us: None,
+        rounds: Value::Null,
+    };
+    // Only our own VMM has this command; it says more than QEMU's shapes have room for.
+    if let Ok(mut report) = source.execute("x-limosa-report", Value::Null) {
+        measurement.downtime_us = serde_json::from_value(report["downtime-us"].take()).ok();
+        measurement.rounds = report["rounds"].take();
+        if let Some(parts) = measurement.downtime_us {
+            measurement.downtime_ms = parts.total as f64 / 1e3;
+        }
+    }
+    Ok(measurement)
+}
+
+/// One channel, no limit of bandwidth, the default limit of downtime, a return path.
+fn configure(vmm: &mut Vmm) -> Result<(), BenchError> {
+    let capabilities = json!([
+        { "capability": "events", "state": true },
+        { "capability": "return-path", "state": true },
+    ]);
+    vmm.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
+    vmm.execute("migrate-set-parameters", json!({ "max-bandwidth": 0, "downtime-limit": 300 })).map(drop)
+}
+
+/// Lets `destination` listen at a port of the kernel's choice; returns the address for the source.
+fn listen(destination: &mut Vmm) -> Result<String, BenchError> {
+    destination.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }))?;
+    let answer = destination.execute("query-migrate", Value::Null)?;
+    let address = &answer["socket-address"][0];
+    match (address["host"].as_str(), address["port"].as_str()) {
+        (Some(host), Some(port)) => Ok(format!("tcp:{host}:{port}")),
+        _ => Err(BenchError::NoAddress { answer }),
+    }
+}
