@@ -1,9 +1,11 @@
 //! Streams that are cut or damaged: what came before is shown, and the error says where and why.
 
-use crate::command::inspect;
+use crate::command::{feed, inspect};
 use crate::stream::{PAGE, RAM, Stream, block, section_start};
 use limosa_wire::{ContinueKind, SectionId, StartKind, encode};
 use serde_json::json;
+use std::io::Write;
+use std::process::Command;
 
 /// RAM and two devices.
 fn small() -> Stream {
@@ -158,18 +160,34 @@ fn announced_lengths_take_no_memory() {
     stream.bytes.extend((64_u32 << 20).to_be_bytes());
     stream.bytes.extend(b"{\"page_size\": 4096");
     let bytes = stream.bytes;
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     let script = "ulimit -v 131072 && exec \"$0\" inspect - --json";
     command.args(["-c", script, env!("CARGO_BIN_EXE_limosa")]);
-    let said = crate::command::feed(command, |stdin| std::io::Write::write_all(stdin, &bytes));
+    let said = feed(command, |stdin| stdin.write_all(&bytes));
     said.failed_with(&["in the vmdescription", "cut off"]);
     let report = said.json();
     assert_eq!((&report["ram"][0]["zero"], &report["ram"][0]["untouched"]), (&json!(1), &json!(null)));
 }
 
 #[test]
+fn a_device_part_beyond_the_limit_is_an_error_with_the_limit() {
+    const LIMIT: usize = 320 << 20;
+    let mut stream = Stream::with_zero_ram(1);
+    section_start(StartKind::Full, SectionId(3), "endless", 0, 1, &mut stream.bytes);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_limosa"));
+    command.args(["inspect", "-", "--json"]);
+    let said = feed(command, |stdin| {
+        stdin.write_all(&stream.bytes)?;
+        let zeros = vec![0; 1 << 20];
+        (0..=LIMIT / zeros.len()).try_for_each(|_| stdin.write_all(&zeros))
+    });
+    said.failed_with(&["in the FULL section of \"endless\" (id 3)", &format!("{LIMIT} bytes")]);
+    assert_eq!(said.json()["error"]["kind"], "too-large");
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_limosa"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_limosa"));
     command.args(["inspect", "/nowhere/stream"]);
-    crate::command::feed(command, |_| Ok(())).failed_with(&["/nowhere/stream cannot be opened"]);
+    feed(command, |_| Ok(())).failed_with(&["/nowhere/stream cannot be opened"]);
 }
