@@ -137,6 +137,7 @@ impl Capture {
                     if kind == ContinueKind::End {
                         let stream = &mut self.stream;
                         self.input.decode(|bytes| stream.next(bytes))?;
+                        load.check_whole()?;
                         return Ok((configuration.unwrap_or_default(), load));
                     }
                     ram = Some((known, load));

@@ -3,10 +3,11 @@
 use crate::parameters::ParameterError;
 use crate::savevm::{EntryIdentity, SaveVm};
 use crate::vm::VmError;
-use limosa_pages::ByteCount;
+use limosa_pages::{ByteCount, PageCount};
 use limosa_protocol::LossReason;
 use limosa_ram::{DirtyLogError, RamError};
 use limosa_transport::{Failure, TransportError};
+use limosa_vmstate::HookError;
 use limosa_wire::WireError;
 use limosa_wire::devices::{DescriptionError, DeviceError};
 use std::error::Error;
@@ -62,6 +63,9 @@ pub enum SaveFault {
     /// A device refused.
     #[error(transparent)]
     Device(#[from] limosa_vmstate::SaveError),
+    /// A live entry of the host's own failed, for a reason of its own.
+    #[error("{0}")]
+    Handler(#[source] HookError),
 }
 
 /// A stream that could not be loaded. The guest has not run here and will not.
@@ -125,6 +129,9 @@ pub enum LoadFault {
     /// A device refused its state.
     #[error(transparent)]
     Device(#[from] limosa_vmstate::LoadError),
+    /// A live entry of the host's own failed, for a reason of its own.
+    #[error("{0}")]
+    Handler(#[source] HookError),
     /// The peer sends another machine.
     #[error("the peer's machine is {got:?}, ours is {expected:?}")]
     Machine {
@@ -229,6 +236,16 @@ pub enum LoadFault {
         offset: u64,
         /// Length of the block.
         length: ByteCount,
+    },
+    /// The stream has ended, and not every page was in it.
+    #[error("{} pages of RAM block {name:?} never came, the first is at offset {offset:#x}", pages.0)]
+    MissingPages {
+        /// The block.
+        name: String,
+        /// How many.
+        pages: PageCount,
+        /// Byte offset of the first.
+        offset: u64,
     },
     /// A page before the list of blocks.
     #[error("a page came before the list of RAM blocks")]

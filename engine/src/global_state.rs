@@ -6,6 +6,26 @@ use limosa_vmstate::{HookError, Unused, VmState};
 /// Longest name of a run state, NUL included.
 const NAME_MAX: usize = 32;
 
+/// All run states that a source can be in; what else comes is a damaged stream.
+const NAMES: [&str; 16] = [
+    "colo",
+    "debug",
+    "finish-migrate",
+    "guest-panicked",
+    "inmigrate",
+    "internal-error",
+    "io-error",
+    "paused",
+    "postmigrate",
+    "prelaunch",
+    "restore-vm",
+    "running",
+    "save-vm",
+    "shutdown",
+    "suspended",
+    "watchdog",
+];
+
 /// `globalstate`, as QEMU lays it out.
 #[derive(Clone, Debug, Default, VmState)]
 #[vmstate(name = "globalstate", version = 1, post_load = Self::check)]
@@ -44,11 +64,13 @@ impl GlobalState {
     }
 
     fn check(&mut self, _version: u32) -> Result<(), HookError> {
-        let length = self.name().len() as u32;
-        if self.size == length + 1 {
-            Ok(())
-        } else {
-            Err("the run state's name is not as long as it says".into())
+        let name = self.name();
+        if self.size != name.len() as u32 + 1 {
+            return Err("the run state's name is not as long as it says".into());
         }
+        if !NAMES.iter().any(|known| known.as_bytes() == name) {
+            return Err(format!("there is no run state {:?}", String::from_utf8_lossy(name)).into());
+        }
+        Ok(())
     }
 }

@@ -43,6 +43,9 @@ struct Running {
     /// The section that is open, for errors.
     section: Option<SectionId>,
     place: Place,
+    /// Where the item began that is being judged; `None` inside of a body, which is judged as it is read.
+    item: Option<u64>,
+    cleaned_up: bool,
     status: MigrationStatus,
     /// The first error is the cause of the others.
     error: Option<String>,
@@ -66,7 +69,12 @@ impl Loader {
     /// The whole migration.
     pub(super) fn run(self, origin: Origin) -> (IncomingReport, SaveVm) {
         self.observer.status(MigrationStatus::Setup);
-        match origin.link(&self.shared) {
+        let patience = self.config.read_deadline;
+        let link = origin.link(&self.shared).and_then(|mut link| {
+            link.set_deadline(patience)?;
+            Ok(link)
+        });
+        match link {
             Ok(link) => self.start(link).run(),
             Err(error) => {
                 let mut machine = Destination::new(DestinationConfig::default());
@@ -100,6 +108,8 @@ impl Loader {
             progress: LoadProgress::default(),
             section: None,
             place: Place::Header,
+            item: None,
+            cleaned_up: false,
             status: MigrationStatus::Setup,
             error: None,
         }
@@ -150,9 +160,8 @@ impl Running {
     }
 
     fn finish(mut self) -> (IncomingReport, SaveVm) {
-        if let Err((_, fault)) = self.loader.savevm.load_cleanup() {
-            self.error.get_or_insert_with(|| chain(&fault));
-        }
+        // What fails here is noted; the guest does not run, so that it cannot matter more than that.
+        self.clean_up();
         let received = ByteCount(self.input.offset());
         let Self { loader, machine, input, answers, error, .. } = self;
         close(input, answers, machine.return_path_open());
@@ -161,6 +170,7 @@ impl Running {
 
     /// Reads one item of the stream and says what it was; `None` where the machine has been told already.
     fn next(&mut self) -> Result<Option<DestinationEvent>, LoadFault> {
+        self.item = Some(self.input.offset());
         let stream = &mut self.stream;
         Ok(Some(match self.input.decode(|bytes| stream.next(bytes))? {
             StreamItem::Header => {
@@ -198,7 +208,10 @@ impl Running {
             }
             StreamItem::EndOfStream => {
                 self.place = Place::End;
-                self.loader.savevm.check_complete(&self.progress)?;
+                if let Err((place, fault)) = self.loader.savevm.check_complete(&self.progress) {
+                    self.place = place;
+                    return Err(fault);
+                }
                 DestinationEvent::EndOfStream
             }
             StreamItem::VmDescription(_) => DestinationEvent::VmDescriptionRead,
@@ -221,6 +234,7 @@ impl Running {
         self.place = self.loader.savevm.place_of(&self.progress, id);
         self.tell(DestinationEvent::SectionOpened { id, kind });
         if self.machine.outcome().is_none() {
+            self.item = None;
             self.loader.savevm.load(&self.progress, id, version, &mut self.input)?;
             self.stream.end_of_body();
         }
@@ -230,7 +244,7 @@ impl Running {
     /// Hands an event to the machine and does all that it says.
     fn tell(&mut self, event: DestinationEvent) {
         self.machine.handle(event);
-        while let Some(action) = self.machine.poll_action() {
+        while let Some(action) = self.next_action() {
             match action {
                 DestinationAction::Send(message) => {
                     let sent = match &mut self.answers {
@@ -241,8 +255,8 @@ impl Running {
                         None => unreachable!("the machine answers on links that have a way back"),
                     };
                     if let Err(error) = sent {
-                        self.error.get_or_insert_with(|| chain(&error));
                         let reason = loss_reason(&error);
+                        self.note(error.into());
                         self.machine
                             .handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
                     }
@@ -251,13 +265,31 @@ impl Running {
                     let event = self.start_guest();
                     self.machine.handle(event);
                 }
-                DestinationAction::Finish => {}
+                DestinationAction::Finish => self.note_place(),
             }
         }
         self.loader.shared.view.lock().statistics.received = ByteCount(self.input.offset());
     }
 
+    /// The machine's next action. A cancel is heard first, and taking the start of the guest closes the door to it
+    /// in the same step: from then on a cancel must not end the link, over which the source is still to be told.
+    fn next_action(&mut self) -> Option<DestinationAction> {
+        let shared = &self.loader.shared;
+        let mut shutdown = shared.shutdown.lock();
+        if shutdown.is_some() && shared.is_cancelled() {
+            self.machine.handle(DestinationEvent::Cancel);
+        }
+        let action = self.machine.poll_action()?;
+        if action == DestinationAction::StartGuest {
+            *shutdown = None;
+        }
+        Some(action)
+    }
+
     fn start_guest(&mut self) -> DestinationEvent {
+        if !self.clean_up() {
+            return DestinationEvent::StartFailed;
+        }
         let started = if self.loader.savevm.was_running() && self.loader.config.autostart {
             self.loader.vm.resume()
         } else {
@@ -270,6 +302,41 @@ impl Running {
                 DestinationEvent::StartFailed
             }
         }
+    }
+
+    /// Lets every live entry end, once; whether all of them could.
+    fn clean_up(&mut self) -> bool {
+        if std::mem::replace(&mut self.cleaned_up, true) {
+            return true;
+        }
+        match self.loader.savevm.load_cleanup() {
+            Ok(()) => true,
+            Err((place, fault)) => {
+                self.place = place;
+                self.note(fault);
+                false
+            }
+        }
+    }
+
+    /// Notes why, and where in the stream; the first error is the cause of the others.
+    fn note(&mut self, fault: LoadFault) {
+        // The decoder counts from the start of what it was given.
+        let within = if let LoadFault::Wire(error) = &fault { error.at() as u64 } else { 0 };
+        let (place, offset) = (self.place.clone(), self.offset() + within);
+        let error = LoadError { place, offset, source: Box::new(fault) };
+        self.error.get_or_insert_with(|| chain(&error));
+    }
+
+    /// Notes where the machine has refused to go on; the reason is its own.
+    fn note_place(&mut self) {
+        let (place, offset) = (&self.place, self.offset());
+        self.error.get_or_insert_with(|| format!("{place} at byte {offset} of the stream"));
+    }
+
+    /// Where in the stream an error belongs.
+    fn offset(&self) -> u64 {
+        self.item.unwrap_or_else(|| self.input.offset())
     }
 
     fn fail(&mut self, fault: LoadFault) {
@@ -290,9 +357,7 @@ impl Running {
             | LoadFault::PageBits { .. } => DestinationEvent::ConfigurationRefused,
             _ => DestinationEvent::LoadFailed { section: self.section },
         };
-        let error =
-            LoadError { place: self.place.clone(), offset: self.input.offset(), source: Box::new(fault) };
-        self.error.get_or_insert_with(|| chain(&error));
+        self.note(fault);
         self.tell(event);
     }
 

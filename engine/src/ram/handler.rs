@@ -94,6 +94,10 @@ impl LiveState for RamHandler {
         self.loading.as_mut().expect("the list calls load_setup before load_state").read_section(input)
     }
 
+    fn load_complete(&mut self) -> Result<(), LoadFault> {
+        self.loading.as_ref().expect("the list calls load_setup before load_complete").check_whole()
+    }
+
     fn load_cleanup(&mut self) -> Result<(), LoadFault> {
         self.loading = None;
         Ok(())

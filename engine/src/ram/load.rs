@@ -80,6 +80,22 @@ impl RamLoad {
         (self.ram, self.counters.snapshot())
     }
 
+    /// Checks that every page has come at least once, as content, as zero or as a delta (I1). A source sends each in
+    /// its first round; a stream that lost some on the way would otherwise run with what was here before.
+    pub(crate) fn check_whole(&self) -> Result<(), LoadFault> {
+        for (id, block) in self.ram.iter() {
+            let received = self.received.block(id);
+            let missing = received.pages().0 - received.count().0;
+            if missing > 0 {
+                let first = (0..received.pages().0).map(PageIndex).find(|page| !received.is_received(*page));
+                let offset = first.map_or(0, PageIndex::byte_offset);
+                let name = block.name().as_str().to_owned();
+                return Err(LoadFault::MissingPages { name, pages: PageCount(missing), offset });
+            }
+        }
+        Ok(())
+    }
+
     /// Compares the peer's blocks with ours: same names, same lengths, none missing.
     pub(crate) fn agree(&mut self, setup: &RamSetup) -> Result<(), LoadFault> {
         let layout = self.ram.layout();

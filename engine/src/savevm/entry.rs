@@ -42,6 +42,9 @@ pub trait LiveState: Send {
     /// Reads the body of one START, PART or END section to its end.
     fn load_state(&mut self, input: &mut StreamReader) -> Result<(), LoadFault>;
 
+    /// The stream has ended: whether all that the entry needs has come. After this the guest may run.
+    fn load_complete(&mut self) -> Result<(), LoadFault>;
+
     /// Ends an incoming migration, whatever became of it. The guest does not run yet.
     fn load_cleanup(&mut self) -> Result<(), LoadFault>;
 

@@ -72,9 +72,9 @@ impl SaveVm {
         progress.sections.get(&id).map_or(Place::BetweenSections, |position| self.entry(*position).place())
     }
 
-    /// Checks that nothing is missing: every live entry came, and every device that is worth a section in the
-    /// state that it has now. That live entries came to their end is the machine's affair.
-    pub(crate) fn check_complete(&self, progress: &LoadProgress) -> Result<(), LoadFault> {
+    /// Checks that nothing is missing: every live entry came and is whole, and so did every device that is worth a
+    /// section in the state that it has now. That live entries came to their end is the machine's affair.
+    pub(crate) fn check_complete(&mut self, progress: &LoadProgress) -> Result<(), (Place, LoadFault)> {
         for (position, entry) in self.entries().enumerate() {
             let expected = match &entry.state {
                 EntryState::Live(_) => true,
@@ -84,7 +84,12 @@ impl SaveVm {
             if expected && !progress.sections.values().any(|seen| *seen == position) {
                 let identity = &entry.identity;
                 let (idstr, instance_id) = (identity.idstr.clone(), identity.instance_id);
-                return Err(LoadFault::Missing { idstr, instance_id });
+                return Err((Place::End, LoadFault::Missing { idstr, instance_id }));
+            }
+        }
+        for entry in self.entries_mut() {
+            if let EntryState::Live(live) = &mut entry.state {
+                live.load_complete().map_err(|fault| (entry.place(), fault))?;
             }
         }
         Ok(())
