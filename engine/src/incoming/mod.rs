@@ -26,7 +26,8 @@ pub struct IncomingConfig {
     pub autostart: bool,
     /// Refuse a stream that ends without a vmdescription. Machines with `suppress-vmdesc` send none.
     pub require_vmdescription: bool,
-    /// How long the source may be silent before the link counts as lost; `None` waits for ever.
+    /// How long the source may neither send nor take an answer before the link counts as lost; not zero. `None` waits
+    /// for ever.
     pub read_deadline: Option<Duration>,
 }
 
@@ -71,7 +72,7 @@ enum Origin {
 struct Shared {
     view: Mutex<View>,
     cancelled: AtomicBool,
-    /// Wakes the loader out of a blocked accept or read.
+    /// Wakes the loader out of a blocked accept or read; `None` once a cancel comes too late.
     shutdown: Mutex<Option<ShutdownHandle>>,
 }
 
@@ -127,8 +128,10 @@ impl Incoming {
 
     /// Gives up: the guest will never run here. Without effect once it may.
     pub fn cancel(&self) {
+        // Under the lock, so that the loader either sees it before it takes the guest over, or not at all.
+        let shutdown = self.shared.shutdown.lock();
         self.shared.cancelled.store(true, Ordering::Release);
-        if let Some(shutdown) = &*self.shared.shutdown.lock() {
+        if let Some(shutdown) = &*shutdown {
             shutdown.shutdown();
         }
     }

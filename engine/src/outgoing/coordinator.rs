@@ -13,10 +13,10 @@ use crate::vm::Vm;
 use crossbeam_channel::{Receiver, never, select};
 use limosa_pages::ByteCount;
 use limosa_protocol::{
-    BytesPerSecond, ConvergenceConfig, LinkRole, Loss, LossReason, MigrationStatus, ParameterChange, Source,
-    SourceConfig, SourceEvent,
+    BytesPerSecond, ConvergenceConfig, GuestFate, LinkRole, Loss, LossReason, MigrationStatus,
+    ParameterChange, Source, SourceAction, SourceConfig, SourceEnding, SourceEvent, SourceStep,
 };
-use limosa_transport::{ConnectOptions, Link};
+use limosa_transport::{Address, ConnectOptions, During, Failure, Link, Role, TransportError};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +58,8 @@ struct Running {
     status: MigrationStatus,
     /// The reason behind the machine's word for a failure: the first error is the cause of the others.
     error: Option<String>,
+    /// What could not be undone when the migration had ended with the guest here.
+    aftermath: Vec<String>,
     cancel_told: bool,
 }
 
@@ -78,7 +80,7 @@ impl Coordinator {
     }
 
     /// The whole migration.
-    pub(super) fn run(self, target: Target) -> (OutgoingReport, SaveVm) {
+    pub(super) fn run(mut self, target: Target) -> (OutgoingReport, SaveVm) {
         self.observer.status(MigrationStatus::Setup);
         let began = Instant::now();
         match self.connect(target) {
@@ -88,9 +90,9 @@ impl Coordinator {
     }
 
     /// Makes the link and starts the return path.
-    fn connect(&self, target: Target) -> Result<(StreamWriter, Option<Receiver<Heard>>), StartError> {
+    fn connect(&mut self, target: Target) -> Result<(StreamWriter, Option<Receiver<Heard>>), StartError> {
         let link = match target {
-            Target::Address(address) => Link::connect(&address, &ConnectOptions::default())?,
+            Target::Address(address) => self.connect_to(address)?,
             Target::Link(link) => link,
         };
         *self.shared.shutdown.lock() = Some(link.shutdown_handle());
@@ -99,6 +101,28 @@ impl Coordinator {
         let listens = self.config.capabilities.return_path;
         let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
         Ok((StreamWriter::new(writer), peer))
+    }
+
+    /// Connects on a thread of its own: resolving a name and connecting cannot be called off, only left alone.
+    fn connect_to(&mut self, address: Address) -> Result<Link, StartError> {
+        let (hand_over, connected) = crossbeam_channel::bounded(1);
+        let target = address.clone();
+        std::thread::Builder::new().name("connect".to_owned()).spawn(move || {
+            // Nobody takes the link of a migration that was cancelled meanwhile; it closes.
+            drop(hand_over.send(Link::connect(&target, &ConnectOptions::default())));
+        })?;
+        while !self.shared.is_cancelled() {
+            select! {
+                recv(connected) -> link => return Ok(link.expect("connecting does not panic")?),
+                recv(self.control) -> control => match control {
+                    Ok(Control::Parameters(parameters)) => self.config.parameters = parameters,
+                    Ok(Control::Wake | Control::Continue) => {}
+                    Err(_) => self.control = never(),
+                },
+            }
+        }
+        let (role, during) = (Role::Main, During::Connect(address));
+        Err(TransportError { role, during, failure: Failure::ShutDown }.into())
     }
 
     fn start(self, began: Instant, out: StreamWriter, peer: Option<Receiver<Heard>>) -> Running {
@@ -115,6 +139,7 @@ impl Coordinator {
             shared: self.shared,
             status: MigrationStatus::Setup,
             error: None,
+            aftermath: Vec::new(),
             cancel_told: false,
         };
         if let Err(error) = opened {
@@ -136,7 +161,7 @@ impl Coordinator {
             (SourceEvent::Lost(Loss { role: LinkRole::Main, reason }), Some(chain(error)))
         };
         machine.handle(event, Instant::now());
-        let report = report(&machine, reason, &self.shared, self.observer.as_ref());
+        let report = report(&machine, reason, &[], &self.shared, self.observer.as_ref());
         (report, self.savevm)
     }
 
@@ -159,7 +184,7 @@ impl Coordinator {
 impl Running {
     fn run(mut self) -> (OutgoingReport, SaveVm) {
         loop {
-            while let Some(action) = self.machine.poll_action() {
+            while let Some(action) = self.next_action() {
                 match self.steps.perform(action) {
                     Ok(Some(event)) => self.tell(event),
                     Ok(None) => {}
@@ -176,11 +201,29 @@ impl Running {
 
     fn finish(mut self) -> (OutgoingReport, SaveVm) {
         if let Err(error) = self.steps.savevm.save_cleanup() {
-            self.note(&error);
+            self.aftermath.push(chain(&error));
         }
         self.show();
-        let report = report(&self.machine, self.error, &self.shared, self.observer.as_ref());
+        let Self { machine, error, aftermath, shared, observer, .. } = &self;
+        let report = report(machine, error.clone(), aftermath, shared, observer.as_ref());
         (report, self.steps.savevm)
+    }
+
+    /// The machine's next action. A cancel is heard first, and taking the commit point closes the door to it in the
+    /// same step: from then on a cancel must not end the link, because the answer is still to come over it.
+    fn next_action(&mut self) -> Option<SourceAction> {
+        loop {
+            self.tell_cancel();
+            let mut shutdown = self.shared.shutdown.lock();
+            if self.shared.is_cancelled() && !self.cancel_told {
+                continue; // It came between the two lines above.
+            }
+            let action = self.machine.poll_action()?;
+            if action == SourceAction::SendEnd {
+                *shutdown = None;
+            }
+            return Some(action);
+        }
     }
 
     /// Hands an event to the machine and shows what changed.
@@ -291,29 +334,42 @@ impl Running {
     fn step_failed(&mut self, error: StepError) {
         match error {
             StepError::Handler(step, error) => {
-                self.note(error.as_ref());
+                match step {
+                    SourceStep::ResumeVm => {
+                        self.aftermath.push(format!("{step} failed: {}", chain(error.as_ref())))
+                    }
+                    _ => self.note(error.as_ref()),
+                }
                 self.tell(SourceEvent::HandlerFailed { step });
             }
             StepError::Link(error) => {
                 self.tell_cancel();
-                self.hear_last_words();
+                let silence = self.hear_last_words();
                 self.note(&error);
                 let reason = loss_reason(&error);
                 self.tell(SourceEvent::Lost(Loss { role: LinkRole::Main, reason }));
+                // After the commit point the machine would go on waiting for an answer.
+                if let Some(loss) = silence {
+                    self.tell(SourceEvent::Lost(loss));
+                }
             }
         }
     }
 
-    /// A destination that hangs up may have said why: its word comes before the loss of the link.
-    fn hear_last_words(&mut self) {
+    /// A destination that hangs up may have said why: its word comes before the loss of the link. Returns how the
+    /// return path ended, if it did: the main link's error says more, so that is told first.
+    fn hear_last_words(&mut self) -> Option<Loss> {
         let deadline = Instant::now() + LAST_WORDS;
         while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.recv_deadline(deadline)) {
             match heard {
                 Heard::Message(message) => self.tell(SourceEvent::Return(message)),
-                // The main link's error says more than the end of its other direction.
-                Heard::Lost(..) => self.peer = None,
+                Heard::Lost(loss, _) => {
+                    self.peer = None;
+                    return Some(loss);
+                }
             }
         }
+        None
     }
 
     fn note(&mut self, error: &(dyn Error + 'static)) {
@@ -325,17 +381,22 @@ impl Running {
 fn report(
     machine: &Source,
     error: Option<String>,
+    aftermath: &[String],
     shared: &Shared,
     observer: &dyn Observer,
 ) -> OutgoingReport {
     let outcome = machine.outcome().expect("asked for at the end").clone();
-    let error = match &outcome.ending {
-        limosa_protocol::SourceEnding::Failed(failure) => Some(match error {
+    let reason = match &outcome.ending {
+        SourceEnding::Failed(failure) => Some(match error {
             Some(reason) => format!("{failure}: {reason}"),
             None => failure.to_string(),
         }),
         _ => None,
     };
+    // What was left undone here is nobody's trouble once the guest is elsewhere.
+    let aftermath = if outcome.fate == GuestFate::OnDestination { &[] } else { aftermath };
+    let told: Vec<&str> = reason.iter().chain(aftermath).map(String::as_str).collect();
+    let error = (!told.is_empty()).then(|| told.join("; "));
     {
         let mut view = shared.view.lock();
         view.ended = true;

@@ -70,7 +70,7 @@ pub struct OutgoingStatistics {
     pub ram: RamStatistics,
     /// Rounds so far.
     pub rounds: Vec<Round>,
-    /// Why it failed.
+    /// Why it failed, and what could not be undone on this side.
     pub error: Option<String>,
 }
 
@@ -93,7 +93,7 @@ enum Target {
 struct Shared {
     view: Mutex<View>,
     cancelled: AtomicBool,
-    /// Wakes the coordinator out of a blocked write; set once there is a link.
+    /// Wakes the coordinator out of a blocked write; set from when there is a link until the commit point.
     shutdown: Mutex<Option<ShutdownHandle>>,
 }
 
@@ -158,9 +158,13 @@ impl Outgoing {
 
     /// Calls the migration off: the guest goes on here. Without effect once the destination may run it.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::Release);
-        if let Some(shutdown) = &*self.shared.shutdown.lock() {
-            shutdown.shutdown();
+        {
+            // Under the lock, so that the coordinator either sees it before the commit point, or not at all.
+            let shutdown = self.shared.shutdown.lock();
+            self.shared.cancelled.store(true, Ordering::Release);
+            if let Some(shutdown) = &*shutdown {
+                shutdown.shutdown();
+            }
         }
         // A full inbox wakes the coordinator just as well, and one without a reader has ended.
         let (Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) =
