@@ -6,7 +6,7 @@ use limosa_engine::{
     VmError,
 };
 use limosa_pages::{BlockId, BlockName, ByteCount, PAGE_BYTES};
-use limosa_ram::dirty_log::{FakeDirtyLog, HostWrites};
+use limosa_ram::dirty_log::{DirtyLog, FakeDirtyLog, HostWrites};
 use limosa_ram::{GuestRam, RamBlock};
 use limosa_vmstate::VmState;
 use limosa_wire::Configuration;
@@ -16,6 +16,9 @@ use std::thread::JoinHandle;
 
 /// Two blocks, one of them not a multiple of a batch.
 pub(crate) const BLOCKS: [(&str, u64); 2] = [("main.ram", 1500), ("small.ram", 3)];
+
+/// A guest whose whole stream is a few kilobytes: a page of content, a zero page, an untouched one, and a second block.
+pub(crate) const TINY_BLOCKS: [(&str, u64); 2] = [("main.ram", 3), ("small.ram", 1)];
 
 /// The device that every test guest has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, VmState)]
@@ -53,26 +56,49 @@ pub(crate) struct Guest {
 impl Guest {
     /// A guest that runs and writes to pages below `hot` of its first block as fast as it can.
     pub(crate) fn running(hot: u64) -> Self {
-        let guest = Self::new(RunState::Running, hot);
+        let guest = Self::new(RunState::Running, hot, &BLOCKS, |log| Box::new(log));
         guest.fill(1);
         guest
     }
 
-    /// A guest that waits for its state.
-    pub(crate) fn incoming(hot: u64) -> Self {
-        Self::new(RunState::InMigrate, hot)
+    /// A small guest that runs and writes nothing.
+    pub(crate) fn tiny() -> Self {
+        Self::tiny_with_log(|log| Box::new(log))
     }
 
-    fn new(run_state: RunState, hot: u64) -> Self {
-        let blocks = BLOCKS.map(|(name, pages)| {
-            RamBlock::memfd(BlockName::new(name).unwrap(), ByteCount(pages * PAGE_BYTES as u64)).unwrap()
+    /// The same with a dirty log of the test's own, made around one that works.
+    pub(crate) fn tiny_with_log(log: impl FnOnce(FakeDirtyLog) -> Box<dyn DirtyLog>) -> Self {
+        let guest = Self::new(RunState::Running, 0, &TINY_BLOCKS, log);
+        guest.fill(1);
+        guest.counter.lock().writes = 0x0102_0304_0506_0708;
+        guest
+    }
+
+    /// The place that a small guest's state can come to.
+    pub(crate) fn tiny_incoming() -> Self {
+        Self::new(RunState::InMigrate, 0, &TINY_BLOCKS, |log| Box::new(log))
+    }
+
+    /// A guest that waits for its state.
+    pub(crate) fn incoming(hot: u64) -> Self {
+        Self::new(RunState::InMigrate, hot, &BLOCKS, |log| Box::new(log))
+    }
+
+    fn new(
+        run_state: RunState,
+        hot: u64,
+        blocks: &[(&str, u64)],
+        wrap: impl FnOnce(FakeDirtyLog) -> Box<dyn DirtyLog>,
+    ) -> Self {
+        let blocks = blocks.iter().map(|(name, pages)| {
+            RamBlock::memfd(BlockName::new(*name).unwrap(), ByteCount(pages * PAGE_BYTES as u64)).unwrap()
         });
-        let ram = GuestRam::new(blocks.into()).unwrap();
+        let ram = GuestRam::new(blocks.collect()).unwrap();
         let log = FakeDirtyLog::new(ram.layout());
         let writes = log.writes();
         let counter = Arc::new(Mutex::new(Counter::default()));
         let mut savevm = SaveVm::new(configuration());
-        savevm.register_ram(RamHandler::new(ram.clone(), Some(Box::new(log))));
+        savevm.register_ram(RamHandler::new(ram.clone(), Some(wrap(log))));
         savevm.register_device("counter", 0, Priority::Default, Box::new(Arc::clone(&counter)));
         let gate = Arc::new(Gate {
             state: Mutex::new(GateState { run_state, idle: true, over: false }),
@@ -135,6 +161,12 @@ impl Guest {
 
     pub(crate) fn stop(&self) {
         self.vm().stop().unwrap();
+    }
+
+    /// What an operator does after a failure: puts the guest into the run state that a test begins with.
+    pub(crate) fn put_into(&self, run_state: RunState) {
+        self.gate.state.lock().run_state = run_state;
+        self.gate.changed.notify_all();
     }
 }
 
