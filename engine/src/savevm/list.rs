@@ -14,7 +14,6 @@ use std::sync::Arc;
 pub struct SaveVm {
     configuration: Configuration,
     entries: Vec<SaveStateEntry>,
-    next_section: u32,
     ram: Option<Arc<RamCounters>>,
     /// The run state that travels with the guest; not in a list that replays what it has received.
     global_state: Option<Arc<Mutex<GlobalState>>>,
@@ -32,8 +31,7 @@ impl SaveVm {
 
     /// An empty list, for sections that are sent as they were received, the run state among them.
     pub fn replaying(configuration: Configuration) -> Self {
-        // Section id 0 stays unused: QEMU's receiver takes it for "not yet seen" (wire 1.4).
-        Self { configuration, entries: Vec::new(), next_section: 1, ram: None, global_state: None }
+        Self { configuration, entries: Vec::new(), ram: None, global_state: None }
     }
 
     /// What the stream's configuration section says.
@@ -45,9 +43,9 @@ impl SaveVm {
     ///
     /// # Panics
     /// If there is RAM already.
-    pub fn register_ram(&mut self, handler: RamHandler) -> SectionId {
+    pub fn register_ram(&mut self, handler: RamHandler) {
         self.ram = Some(handler.counters());
-        self.register_live(RAM_IDSTR, 0, RAM_VERSION, Priority::Default, Box::new(handler))
+        self.register_live(RAM_IDSTR, 0, RAM_VERSION, Priority::Default, Box::new(handler));
     }
 
     /// Adds state that leaves while the guest runs.
@@ -61,8 +59,8 @@ impl SaveVm {
         version_id: u32,
         priority: Priority,
         state: Box<dyn LiveState>,
-    ) -> SectionId {
-        self.register(idstr, instance_id, version_id, priority, EntryState::Live(state))
+    ) {
+        self.register(idstr, instance_id, version_id, priority, EntryState::Live(state));
     }
 
     /// Adds a device that leaves whole while the guest is stopped.
@@ -75,17 +73,17 @@ impl SaveVm {
         instance_id: u32,
         priority: Priority,
         device: Box<dyn Device>,
-    ) -> SectionId {
+    ) {
         let version = device.version();
-        self.register(idstr, instance_id, version, priority, EntryState::Device(device))
+        self.register(idstr, instance_id, version, priority, EntryState::Device(device));
     }
 
     /// Adds a device section that is replayed as it was received. It can be sent, not loaded.
     ///
     /// # Panics
     /// As [`Self::register_live`].
-    pub fn register_opaque(&mut self, idstr: &str, instance_id: u32, section: Opaque) -> SectionId {
-        self.register(idstr, instance_id, section.version, Priority::Default, EntryState::Opaque(section))
+    pub fn register_opaque(&mut self, idstr: &str, instance_id: u32, section: Opaque) {
+        self.register(idstr, instance_id, section.version, Priority::Default, EntryState::Opaque(section));
     }
 
     /// What the RAM handler counts, if there is one.
@@ -138,17 +136,19 @@ impl SaveVm {
         version_id: u32,
         priority: Priority,
         state: EntryState,
-    ) -> SectionId {
+    ) {
         assert!((1..=255).contains(&idstr.len()), "an idstr has 1 to 255 bytes, not {}", idstr.len());
         assert!(self.position(idstr, instance_id).is_none(), "{idstr}/{instance_id} is registered twice");
-        let section_id = SectionId(self.next_section);
-        self.next_section += 1;
-        let identity = EntryIdentity { idstr: idstr.to_owned(), instance_id, section_id, version_id };
-        let entry = SaveStateEntry { identity, priority, state };
+        let identity =
+            EntryIdentity { idstr: idstr.to_owned(), instance_id, section_id: SectionId(0), version_id };
         // Behind every entry of the same or a higher class: registration order within a class.
         let at = self.entries.partition_point(|other| other.priority >= priority);
-        self.entries.insert(at, entry);
-        section_id
+        self.entries.insert(at, SaveStateEntry { identity, priority, state });
+        // In the order in which they leave, which is how readers that look for footers know them; not from 0, which
+        // QEMU's receiver takes for "not yet seen" (wire 1.4, 8).
+        for (id, entry) in (1..).zip(&mut self.entries) {
+            entry.identity.section_id = SectionId(id);
+        }
     }
 }
 
