@@ -24,6 +24,7 @@ mod parameters;
 mod ram;
 mod savevm;
 mod stream;
+mod thread;
 mod vm;
 mod vmdescription;
 

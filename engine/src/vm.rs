@@ -7,7 +7,9 @@ use std::fmt;
 ///
 /// Called from the migration's threads; both calls block until done.
 pub trait Vm: Send + Sync {
-    /// Stops every vCPU and every device thread: no byte of guest RAM changes after it returns.
+    /// Stops every vCPU and every device thread: no byte of guest RAM changes after it returns, until the migration has
+    /// ended or [`Self::resume`] is called, whatever the guest's operator says. Also called for a guest that its operator has
+    /// paused; that one is not resumed.
     ///
     /// # Errors
     /// If the guest cannot be stopped; it must then still run.

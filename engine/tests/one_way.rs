@@ -11,7 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn send(source: &mut Guest, address: Address) -> OutgoingReport {
-    let capabilities = Capabilities { return_path: false, ..Capabilities::default() };
+    // A file cannot answer, and the engine knows; of a command it cannot know.
+    let return_path = matches!(address, Address::File { .. });
+    let capabilities = Capabilities { return_path, ..Capabilities::default() };
     let config = OutgoingConfig { capabilities, ..OutgoingConfig::default() };
     let (savevm, vm) = (source.take_savevm(), source.vm());
     let (report, savevm) = Outgoing::start(address, config, savevm, vm, Arc::new(NoObserver)).unwrap().wait();

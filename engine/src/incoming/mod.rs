@@ -6,6 +6,7 @@ use crate::error::{NotStarted, StartError};
 use crate::observer::Observer;
 use crate::ram::{RamCounters, RamStatistics};
 use crate::savevm::SaveVm;
+use crate::thread;
 use crate::vm::Vm;
 use limosa_pages::ByteCount;
 use limosa_protocol::{DestinationOutcome, MigrationStatus};
@@ -169,17 +170,9 @@ impl Incoming {
         };
         let shared = Arc::new(Shared::new(savevm.ram_counters(), shutdown));
         let loader = Loader::new(config, savevm, vm, observer, Arc::clone(&shared));
-        let (hand_over, handed) = crossbeam_channel::bounded::<(Loader, Origin)>(1);
-        let spawned = std::thread::Builder::new().name("incoming".to_owned()).spawn(move || {
-            let (loader, origin) = handed.recv().expect("handed over right after the start");
-            loader.run(origin)
-        });
-        match spawned {
-            Ok(thread) => {
-                hand_over.send((loader, origin)).unwrap_or_else(|_| unreachable!("the thread waits for it"));
-                Ok(Self { shared, address, thread })
-            }
-            Err(error) => Err(NotStarted::new(StartError::Thread(error), loader.into_savevm())),
+        match thread::spawn("incoming", loader, |loader| loader.run(origin)) {
+            Ok(thread) => Ok(Self { shared, address, thread }),
+            Err((error, loader)) => Err(NotStarted::new(StartError::Thread(error), loader.into_savevm())),
         }
     }
 }

@@ -96,9 +96,13 @@ impl Coordinator {
             Target::Link(link) => link,
         };
         *self.shared.shutdown.lock() = Some(link.shutdown_handle());
+        let capabilities = &mut self.config.capabilities;
+        // A file has nobody in it who could answer.
+        capabilities.return_path &= link.is_bidirectional();
+        capabilities.switchover_ack &= capabilities.return_path;
+        let listens = capabilities.return_path;
         let (reader, mut writer) = link.split();
         writer.set_deadline(Some(self.config.write_deadline))?;
-        let listens = self.config.capabilities.return_path;
         let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
         Ok((StreamWriter::new(writer), peer))
     }
@@ -253,6 +257,7 @@ impl Running {
         }
         statistics.transferred = self.steps.out.offset();
         statistics.downtime_bytes = machine.counters().downtime_bytes;
+        statistics.passes = u64::from(machine.counters().sync_count);
         statistics.expected_downtime = machine.expected_downtime();
         statistics.bandwidth = machine.bandwidth().map(|rate| ByteCount(rate.0));
         let rounds = self.steps.rounds.done();

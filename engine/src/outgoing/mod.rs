@@ -12,6 +12,7 @@ use crate::observer::Observer;
 use crate::parameters::{Capabilities, Parameters};
 use crate::ram::{RamCounters, RamStatistics};
 use crate::savevm::SaveVm;
+use crate::thread;
 use crate::vm::Vm;
 use coordinator::{Control, Coordinator};
 use crossbeam_channel::{Sender, TrySendError};
@@ -32,7 +33,7 @@ const CONTROL_QUEUE: usize = 64;
 pub struct OutgoingConfig {
     /// Tunables.
     pub parameters: Parameters,
-    /// Features.
+    /// Features. A link that has only one direction has no return path, whatever is said here.
     pub capabilities: Capabilities,
     /// Say when the guest has stopped (command SWITCHOVER_START). QEMU before 10.0 refuses it.
     pub announce_switchover: bool,
@@ -66,6 +67,8 @@ pub struct OutgoingStatistics {
     pub downtime_bytes: ByteCount,
     /// Bytes per second, as estimated for the switchover decision.
     pub bandwidth: Option<ByteCount>,
+    /// Times the dirty log was read.
+    pub passes: u64,
     /// What the RAM handler counts; zeros if the guest has none.
     pub ram: RamStatistics,
     /// Rounds so far.
@@ -222,17 +225,11 @@ impl Outgoing {
         let (control, inbox) = crossbeam_channel::bounded(CONTROL_QUEUE);
         let shared = Arc::new(Shared::new(savevm.ram_counters()));
         let coordinator = Coordinator::new(config, savevm, vm, observer, Arc::clone(&shared), inbox);
-        // Handed over after the start, so that a guest's list is not lost with a thread that cannot be had.
-        let (hand_over, handed) = crossbeam_channel::bounded::<Coordinator>(1);
-        let spawned = std::thread::Builder::new()
-            .name("migration".to_owned())
-            .spawn(move || handed.recv().expect("handed over right after the start").run(target));
-        match spawned {
-            Ok(thread) => {
-                hand_over.send(coordinator).unwrap_or_else(|_| unreachable!("the thread waits for it"));
-                Ok(Self { shared, control, thread })
+        match thread::spawn("migration", coordinator, |coordinator| coordinator.run(target)) {
+            Ok(thread) => Ok(Self { shared, control, thread }),
+            Err((error, coordinator)) => {
+                Err(NotStarted::new(StartError::Thread(error), coordinator.into_savevm()))
             }
-            Err(error) => Err(NotStarted::new(StartError::Thread(error), coordinator.into_savevm())),
         }
     }
 }
@@ -260,6 +257,7 @@ impl Shared {
             transferred: ByteCount(0),
             downtime_bytes: ByteCount(0),
             bandwidth: None,
+            passes: 0,
             ram: RamStatistics::default(),
             rounds: Vec::new(),
             error: None,

@@ -130,9 +130,8 @@ impl Steps {
 
     fn stop_vm(&mut self) -> Result<(), VmError> {
         self.was_running = self.vm.run_state() == RunState::Running;
-        if self.was_running {
-            self.vm.stop()?;
-        }
+        // A paused guest too: its operator must not let it run here while the last of its state leaves.
+        self.vm.stop()?;
         self.savevm.switchover(Switchover::Started);
         Ok(())
     }

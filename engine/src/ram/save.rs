@@ -26,6 +26,8 @@ pub(super) struct RamSave {
     owed: DirtyMap,
     scheduler: PageScheduler,
     encoder: RamEncoder,
+    /// Whether the dirty log has been read yet.
+    synced: bool,
     /// A bit for each page that had memory behind it at the start; consulted until the first round is over.
     populated: Option<DirtyMap>,
     xbzrle: Option<Xbzrle>,
@@ -81,6 +83,7 @@ impl RamSave {
             owed,
             scheduler: PageScheduler::new(),
             encoder: RamEncoder::new(),
+            synced: false,
             populated: Some(populated),
             xbzrle: cache.map(Xbzrle::new),
             batch: PageBatch::default(),
@@ -106,7 +109,7 @@ impl RamSave {
 
     /// Adds what the guest has written since the last call to what is owed.
     pub(super) fn sync(&mut self, log: &mut dyn DirtyLog) -> Result<(), SaveFault> {
-        let first = self.counters.syncs.fetch_add(1, Ordering::Relaxed) == 0;
+        let first = !std::mem::replace(&mut self.synced, true);
         let dirtied = match &self.populated {
             // All RAM is owed anyway. What was written since the start is untouched no longer, and no later
             // sync will say so again.

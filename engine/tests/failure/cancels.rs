@@ -9,7 +9,7 @@ use limosa_engine::{
     OutgoingConfig, OutgoingReport, Parameters, RunState, Vm, VmError,
 };
 use limosa_pages::ByteCount;
-use limosa_transport::{Address, Link, TcpAddress};
+use limosa_transport::{Address, Link, Role, TcpAddress};
 use parking_lot::Mutex;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -145,6 +145,23 @@ fn a_cancel_wakes_a_source_that_is_blocked_in_a_write() {
     assert_cancelled(outgoing, &mut source, &destination, "blocked");
     drop(valve);
     destination.give_back(incoming.wait().1);
+    assert_migrates_now(&mut source, &mut destination);
+}
+
+#[test]
+fn a_cancel_wakes_a_source_that_is_blocked_in_a_pipe() {
+    let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let capabilities = Capabilities { return_path: false, ..Capabilities::default() };
+    let config = OutgoingConfig { capabilities, ..OutgoingConfig::default() };
+    let spy = Arc::new(Spy::default());
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let link = Link::from_fd(writer.into(), Role::Main).unwrap();
+    let outgoing = Outgoing::over(link, config, savevm, vm, spy.clone()).unwrap();
+    wait_until(|| outgoing.statistics().status == MigrationStatus::Active);
+    spy.wait_until_asleep();
+    assert_cancelled(outgoing, &mut source, &destination, "blocked in a pipe");
+    drop(reader);
     assert_migrates_now(&mut source, &mut destination);
 }
 

@@ -12,7 +12,7 @@ use limosa_pages::{BlockName, ByteCount};
 use limosa_ram::dirty_log::FakeDirtyLog;
 use limosa_ram::{GuestRam, RamBlock};
 use limosa_transport::{Address, TcpAddress};
-use limosa_wire::Configuration;
+use limosa_wire::{Command, Configuration, ReturnMessage, encode};
 use std::sync::Arc;
 
 /// Sends the guest with a list of its own to one with another, and expects no page between them.
@@ -197,6 +197,45 @@ fn a_destination_that_answers_nonsense_is_left_and_the_guest_runs_on() {
         assert_on_source(&source, &destination, &error);
         assert_migrates_now(&mut source, &mut destination);
     }
+}
+
+#[test]
+fn an_impatient_destination_gives_up_on_a_source_that_takes_no_answers() {
+    let mut destination = Guest::tiny_incoming();
+    let (there, flood) = connection(Medium::Unix);
+    let patience = Some(std::time::Duration::from_millis(20));
+    let config = IncomingConfig { read_deadline: patience, ..IncomingConfig::default() };
+    let incoming = receive(there, &mut destination, config);
+    let mut stream = Vec::new();
+    encode::header(&mut stream);
+    configuration().encode(&mut stream);
+    Command::OpenReturnPath.encode(&mut stream);
+    std::io::Write::write_all(&mut &flood, &stream).unwrap();
+    stream.clear();
+    (0..1000).for_each(|_| Command::Ping(1).encode(&mut stream));
+    // Until the answers fill all buffers and the destination hangs up.
+    while std::io::Write::write_all(&mut &flood, &stream).is_ok() {}
+    let (report, _) = incoming.wait();
+    let error = report.statistics.error.unwrap();
+    assert!(error.contains("return path timed out: between sections at byte"), "{error}");
+}
+
+#[test]
+fn the_report_is_there_before_the_connection_ends() {
+    let mut destination = Guest::tiny_incoming();
+    let (there, source) = connection(Medium::Unix);
+    let incoming = receive(there, &mut destination, IncomingConfig::default());
+    let mut stream = Vec::new();
+    encode::header(&mut stream);
+    configuration().encode(&mut stream);
+    Command::OpenReturnPath.encode(&mut stream);
+    Command::PostcopyRun.encode(&mut stream);
+    std::io::Write::write_all(&mut &source, &stream).unwrap();
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut &source, &mut answer).unwrap();
+    assert_eq!(super::stream::answers(&answer), [ReturnMessage::Shut(1)]);
+    assert!(incoming.has_ended());
+    assert_eq!(incoming.statistics().status.as_str(), "failed");
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStat
         normal_bytes: ram.normal.bytes().0,
         dirty_pages_rate: dirty_rate as u64,
         mbps: per_second(statistics.transferred.0 as f64 * 8.0 / 1e6),
-        dirty_sync_count: ram.syncs,
+        dirty_sync_count: statistics.passes,
         page_size: PAGE_BYTES as u64,
         pages_per_second: per_second(sent as f64) as u64,
         precopy_bytes: statistics.transferred.0.saturating_sub(statistics.downtime_bytes.0),
