@@ -164,8 +164,10 @@ impl Running {
         self.clean_up();
         let received = ByteCount(self.input.offset());
         let Self { loader, machine, input, answers, error, .. } = self;
+        // Before the link is closed: that can take a while, and who sees it closed may ask how it ended.
+        let report = loader.report(&machine, error, received);
         close(input, answers, machine.return_path_open());
-        loader.report(&machine, error, received)
+        report
     }
 
     /// Reads one item of the stream and says what it was; `None` where the machine has been told already.

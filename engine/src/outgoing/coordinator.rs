@@ -91,16 +91,17 @@ impl Coordinator {
 
     /// Makes the link and starts the return path.
     fn connect(&mut self, target: Target) -> Result<(StreamWriter, Option<Receiver<Heard>>), StartError> {
+        let capabilities = &mut self.config.capabilities;
+        if matches!(target, Target::Address(Address::File { .. })) {
+            // Nobody is in there who could answer. Any other link that cannot is refused: its user expects a word.
+            (capabilities.return_path, capabilities.switchover_ack) = (false, false);
+        }
+        let listens = capabilities.return_path;
         let link = match target {
             Target::Address(address) => self.connect_to(address)?,
             Target::Link(link) => link,
         };
         *self.shared.shutdown.lock() = Some(link.shutdown_handle());
-        let capabilities = &mut self.config.capabilities;
-        // A file has nobody in it who could answer.
-        capabilities.return_path &= link.is_bidirectional();
-        capabilities.switchover_ack &= capabilities.return_path;
-        let listens = capabilities.return_path;
         let (reader, mut writer) = link.split();
         writer.set_deadline(Some(self.config.write_deadline))?;
         let peer = listens.then(|| return_path::spawn(reader)).transpose()?;

@@ -33,7 +33,7 @@ const CONTROL_QUEUE: usize = 64;
 pub struct OutgoingConfig {
     /// Tunables.
     pub parameters: Parameters,
-    /// Features. A link that has only one direction has no return path, whatever is said here.
+    /// Features. A file has no return path, whatever is said here.
     pub capabilities: Capabilities,
     /// Say when the guest has stopped (command SWITCHOVER_START). QEMU before 10.0 refuses it.
     pub announce_switchover: bool,
