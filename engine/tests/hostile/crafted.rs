@@ -13,8 +13,9 @@ use limosa_wire::{
 use std::io::Write;
 use std::sync::Arc;
 
-const RAM: SectionId = SectionId(2);
-const COUNTER: SectionId = SectionId(3);
+/// Numbers that no recorded stream uses.
+const RAM: SectionId = SectionId(0x52);
+const COUNTER: SectionId = SectionId(0x53);
 const MAIN: &str = "main.ram";
 
 /// Writes a stream piece by piece.
@@ -180,13 +181,13 @@ fn section_heads_that_fit_nothing_are_refused() {
             &["section counter/0 at byte", "wrong kind"],
         ),
         ("ram 3", opened().start(StartKind::Start, RAM, "ram", 3), &["section ram/0", "version 3"]),
-        ("footer mark", counter().raw(&[0x55, 0, 0, 0, 3]), &["section counter/0 at byte", "footer mark"]),
-        ("footer id", closed(counter(), RAM), &["section counter/0 at byte", "footer", "0x3", "0x2"]),
+        ("footer mark", counter().raw(&[0x55, 0, 0, 0, 0x53]), &["section counter/0 at byte", "footer mark"]),
+        ("footer id", closed(counter(), RAM), &["section counter/0 at byte", "footer", "0x53", "0x52"]),
         ("same entry twice", twice("counter"), &["section counter/0 at byte", "another section has set"]),
         (
             "same id twice",
             closed(counter(), COUNTER).start(StartKind::Full, COUNTER, "globalstate", 1),
-            &["section globalstate/0 at byte", "0x3 is in use"],
+            &["section globalstate/0 at byte", "0x53 is in use"],
         ),
         (
             "part of nothing",
@@ -196,12 +197,12 @@ fn section_heads_that_fit_nothing_are_refused() {
         (
             "part of a device",
             closed(counter(), COUNTER).go_on(ContinueKind::Part, COUNTER),
-            &["section counter/0 at byte", "PART", "0x3"],
+            &["section counter/0 at byte", "PART", "0x53"],
         ),
         (
             "part after end",
             Forge::set_up().go_on(ContinueKind::End, RAM).end_body(RAM).go_on(ContinueKind::Part, RAM),
-            &["section ram/0 at byte", "PART", "0x2"],
+            &["section ram/0 at byte", "PART", "0x52"],
         ),
     ]);
 }
