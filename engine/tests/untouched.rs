@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 const PAGES: u64 = 64;
 
-/// When the guest writes its page.
+/// Just before what the guest writes its page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Moment {
-    BeforeFirstSync,
-    BeforeFirstRead,
-    BeforeSecondSync,
+    FirstSync,
+    FirstRead,
+    SecondSync,
 }
 
 /// A log of exact bits, and a guest that writes one page at one moment: what is cleared is forgotten, so a page
@@ -52,7 +52,7 @@ impl DirtyLog for OneWrite {
 
     fn sync_into(&mut self, dirty: &DirtyMap) -> Result<PageCount, DirtyLogError> {
         self.syncs += 1;
-        self.at(if self.syncs == 1 { Moment::BeforeFirstSync } else { Moment::BeforeSecondSync });
+        self.at(if self.syncs == 1 { Moment::FirstSync } else { Moment::SecondSync });
         if std::mem::take(&mut self.logged) {
             return Ok(dirty.block(BlockId(0)).mark(PageRun::new(self.page, PageCount(1))));
         }
@@ -60,7 +60,7 @@ impl DirtyLog for OneWrite {
     }
 
     fn clear_before_read(&mut self, _block: BlockId, run: PageRun) -> Result<(), DirtyLogError> {
-        self.at(Moment::BeforeFirstRead);
+        self.at(Moment::FirstRead);
         self.logged &= !run.contains(self.page);
         Ok(())
     }
@@ -101,7 +101,7 @@ fn first_bytes(ram: &GuestRam, page: PageIndex) -> [u8; 7] {
 
 #[test]
 fn a_first_write_at_any_moment_arrives() {
-    for moment in [Moment::BeforeFirstSync, Moment::BeforeFirstRead, Moment::BeforeSecondSync] {
+    for moment in [Moment::FirstSync, Moment::FirstRead, Moment::SecondSync] {
         let (here, there) = (memory(), memory());
         // One page has content, so that something is read at all; the other is next to it, in the same run.
         here.block(BlockId(0)).copy_in(PageIndex(20).byte_offset(), b"content");

@@ -20,12 +20,19 @@ pub(super) struct Steps {
     pub(super) out: StreamWriter,
     pub(super) rounds: Rounds,
     config: OutgoingConfig,
-    vm: Arc<dyn Vm>,
+    guest: HeldGuest,
     shutdown: ShutdownHandle,
     /// The text that follows the end of the stream.
     description: Vec<u8>,
-    /// Whether the guest ran when it was stopped, and so whether undoing the stop means running.
+}
+
+/// The guest, and what we owe it.
+struct HeldGuest {
+    vm: Arc<dyn Vm>,
+    /// Whether it ran when it was stopped, and so whether undoing the stop means running.
     was_running: bool,
+    /// We have stopped it, and it is still ours to resume.
+    owed: bool,
 }
 
 /// A step that could not be done.
@@ -49,10 +56,9 @@ impl Steps {
             out,
             rounds: Rounds::default(),
             config,
-            vm,
+            guest: HeldGuest { vm, was_running: false, owed: false },
             shutdown,
             description: Vec::new(),
-            was_running: false,
         }
     }
 
@@ -101,6 +107,7 @@ impl Steps {
                 SourceEvent::DevicesSaved { sent: self.sent_since(before)? }
             }
             SourceAction::SendEnd => {
+                self.guest.owed = false;
                 encode::end_of_stream(self.out.buffer());
                 encode::vm_description(&self.description, self.out.buffer());
                 let sent = self.sent_since(before)?;
@@ -129,16 +136,17 @@ impl Steps {
     }
 
     fn stop_vm(&mut self) -> Result<(), VmError> {
-        self.was_running = self.vm.run_state() == RunState::Running;
+        self.guest.was_running = self.guest.vm.run_state() == RunState::Running;
         // A paused guest too: its operator must not let it run here while the last of its state leaves.
-        self.vm.stop()?;
+        self.guest.vm.stop()?;
+        self.guest.owed = true;
         self.savevm.switchover(Switchover::Started);
         Ok(())
     }
 
     fn resume_vm(&mut self) -> Result<(), VmError> {
         self.savevm.switchover(Switchover::Undone);
-        if self.was_running { self.vm.resume() } else { Ok(()) }
+        self.guest.give_back()
     }
 
     fn complete_precopy(&mut self) -> Result<(), SaveError> {
@@ -152,7 +160,7 @@ impl Steps {
 
     fn save_devices(&mut self) -> Result<(), SaveError> {
         let mut description = VmDescription::new(self.savevm.configuration());
-        let run_state = if self.was_running { RunState::Running } else { RunState::Paused };
+        let run_state = if self.guest.was_running { RunState::Running } else { RunState::Paused };
         self.savevm.set_run_state(run_state);
         self.savevm.save_devices(&mut self.out, &mut description)?;
         self.description = description.into_json();
@@ -172,6 +180,24 @@ impl Steps {
 
     fn flush(&mut self) -> Result<(), StepError> {
         self.out.flush().map_err(StepError::Link)
+    }
+}
+
+impl HeldGuest {
+    /// Brings the guest back to the run state that it had before we stopped it.
+    fn give_back(&mut self) -> Result<(), VmError> {
+        self.owed = false;
+        if self.was_running { self.vm.resume() } else { Ok(()) }
+    }
+}
+
+impl Drop for HeldGuest {
+    /// A handler that panics while the guest is stopped must not leave it so: nobody else would resume it.
+    fn drop(&mut self) {
+        if self.owed && std::thread::panicking() {
+            // Whoever waits for the migration is told of the panic, which is worse than this.
+            drop(self.give_back());
+        }
     }
 }
 
