@@ -21,7 +21,7 @@ pub(super) struct Steps {
     pub(super) rounds: Rounds,
     config: OutgoingConfig,
     guest: HeldGuest,
-    shutdown: ShutdownHandle,
+    link: HeldLink,
     /// The text that follows the end of the stream.
     description: Vec<u8>,
 }
@@ -34,6 +34,9 @@ struct HeldGuest {
     /// We have stopped it, and it is still ours to resume.
     owed: bool,
 }
+
+/// The link, which has a reader in another thread and so does not close by being dropped here.
+struct HeldLink(ShutdownHandle);
 
 /// A step that could not be done.
 pub(super) enum StepError {
@@ -57,7 +60,7 @@ impl Steps {
             rounds: Rounds::default(),
             config,
             guest: HeldGuest { vm, was_running: false, owed: false },
-            shutdown,
+            link: HeldLink(shutdown),
             description: Vec::new(),
         }
     }
@@ -122,7 +125,7 @@ impl Steps {
                 SourceEvent::VmResumed
             }
             SourceAction::CloseLink => {
-                self.shutdown.shutdown();
+                self.link.0.shutdown();
                 return Ok(None);
             }
             SourceAction::Finish => return Ok(None),
@@ -197,6 +200,15 @@ impl Drop for HeldGuest {
         if self.owed && std::thread::panicking() {
             // Whoever waits for the migration is told of the panic, which is worse than this.
             drop(self.give_back());
+        }
+    }
+}
+
+impl Drop for HeldLink {
+    /// The peer of a migration whose thread panicked must not wait for it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.shutdown();
         }
     }
 }
