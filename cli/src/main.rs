@@ -10,6 +10,7 @@
 mod demo;
 mod guest;
 mod inspect;
+mod signals;
 mod size;
 mod vmm;
 
@@ -28,9 +29,7 @@ struct CommandLine {
 
 #[derive(Debug, clap::Subcommand)]
 enum Subcommand {
-    /// Migrate a busy guest between two VMMs on this host, and check every page of it.
     Demo(demo::Options),
-    /// Run a virtual machine, to be driven over QMP.
     Vmm(vmm::Options),
     /// Show what a recorded migration stream holds.
     Inspect(inspect::Options),

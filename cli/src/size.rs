@@ -10,7 +10,9 @@ pub(crate) struct Size(pub(crate) u64);
 
 /// Text that is no size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{text:?} is no size; expected a number of bytes, or of K, M, G or T, each 1024 times the one before")]
+#[error(
+    "{text:?} is no size; expected a number of bytes, or of K, M, G or T, each 1024 times the one before"
+)]
 pub(crate) struct SizeError {
     text: String,
 }

@@ -1,30 +1,35 @@
 //! `limosa vmm`: the reference VMM as a process, driven over QMP.
 
 use crate::guest::{DirtierOptions, MachineOptions};
+use crate::signals;
 use limosa_transport::{Address, AddressError, TransportError};
-use limosa_vmm::{BOOT_SECTOR_BYTES, GuestConfig, Host, Machine, Program, Refused, SerialOutput, VmmError};
+use limosa_vmm::{
+    BOOT_SECTOR_BYTES, Executor, GuestConfig, Host, Machine, NotRunnable, Occurrence, Program, QuitCause,
+    Refused, SerialOutput, VmmError,
+};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Which machine, which guest, and where its monitor is.
+/// Run a virtual machine, to be driven over QMP as QEMU is (docs/qmp.md).
+///
+/// It runs until a client says `quit`, or until SIGINT or SIGTERM; it ends with code 1 if no guest comes of `--incoming`.
+/// Without `--incoming` its guest is the built-in one, which writes pages that can be verified, or a boot sector.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Unix socket of the QMP monitor: `unix:PATH`, or just a path.
     #[arg(long, value_name = "SOCKET")]
     qmp: String,
-    /// Wait for a guest at this address, for example tcp:127.0.0.1:4444; `defer` waits for `migrate-incoming`.
+    /// Wait for a guest: tcp:HOST:PORT (port 0: any free one), unix:PATH, exec:COMMAND, fd:NUMBER or file:PATH; `defer`
+    /// waits for the command `migrate-incoming`. Kind, memory and vCPUs must be those of the source; what the guest does
+    /// comes with it.
     #[arg(long, value_name = "URI", conflicts_with = "boot_sector")]
     incoming: Option<String>,
-    /// Begin paused, and leave a guest that arrives paused.
+    /// Begin paused, or leave a guest that arrives paused; `cont` lets it run.
     #[arg(long)]
     paused: bool,
-    #[command(flatten)]
-    machine: MachineOptions,
-    #[command(flatten)]
-    dirtier: DirtierOptions,
     /// A file to be the guest's RAM, shared; created if missing.
     #[arg(long, value_name = "PATH")]
     memory_file: Option<PathBuf>,
@@ -40,6 +45,10 @@ pub(crate) struct Options {
     /// Quit when standard input ends: a VMM does not outlive whoever started it.
     #[arg(long, hide = true)]
     quit_with_stdin: bool,
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    dirtier: DirtierOptions,
 }
 
 /// Why the VMM could not begin.
@@ -61,6 +70,12 @@ pub(crate) enum VmmCommandError {
     },
     #[error("the guest cannot be waited for")]
     Incoming(#[from] Refused),
+    #[error("the guest did not arrive: {reason}")]
+    NotArrived { reason: String },
+    #[error("the guest cannot run")]
+    NotRunnable(#[from] NotRunnable),
+    #[error("signals cannot be waited for")]
+    Signals(#[source] io::Error),
     #[error("boot sector {path}")]
     BootSector {
         path: PathBuf,
@@ -71,52 +86,116 @@ pub(crate) enum VmmCommandError {
     BootSectorLength { path: PathBuf, got: usize },
 }
 
-/// Runs the VMM until a client says `quit`.
+/// Runs the VMM until a client says `quit`, or a signal comes.
 ///
 /// # Errors
-/// A machine that cannot be made, or a monitor that cannot listen.
+/// A machine that cannot be made, a monitor that cannot listen, or a guest that did not arrive.
 pub(crate) fn run(options: Options) -> Result<ExitCode, VmmCommandError> {
+    // Before the first thread is started.
+    let signals = signals::hold_back().map_err(VmmCommandError::Signals)?;
+    let incoming = options.incoming.as_deref().map(parse_incoming).transpose()?;
+    let machine = make_machine(&options)?;
+    if let Some(reason) = machine.kvm_unusable() {
+        eprintln!("limosa: no KVM here ({reason}); the guest is a process guest");
+    }
+    let executor = machine.executor();
+    let host = Host::new(machine, incoming.is_some())?;
+    host.set_autostart(!options.paused);
+    let path = PathBuf::from(options.qmp.strip_prefix("unix:").unwrap_or(&options.qmp));
+    let server =
+        host.listen(&path).map_err(|source| VmmCommandError::Monitor { path: path.clone(), source })?;
+    let begun = begin(&host, incoming, options.paused)?;
+    if options.quit_with_stdin {
+        quit_with_stdin(&host);
+    } else {
+        // Whoever watches our standard input has started us and knows.
+        eprintln!("limosa: monitor at {}; {} {begun}", path.display(), describe(executor, &options));
+    }
+    let signalled = Arc::clone(&host);
+    signals.then(move |_| signalled.quit(QuitCause::Signal));
+    let ended = wait_for_end(&host);
+    host.close();
+    // Lets the answer to `quit` go out, and removes the socket.
+    drop(server);
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Where `--incoming` waits.
+enum Waiting {
+    /// At this address, from the start.
+    At(Address),
+    /// Where `migrate-incoming` will say.
+    Deferred,
+}
+
+fn parse_incoming(text: &str) -> Result<Waiting, VmmCommandError> {
+    match text {
+        "defer" => Ok(Waiting::Deferred),
+        _ => text
+            .parse()
+            .map(Waiting::At)
+            .map_err(|source| VmmCommandError::IncomingAddress { text: text.to_owned(), source }),
+    }
+}
+
+fn make_machine(options: &Options) -> Result<Machine, VmmCommandError> {
     let program = match (&options.incoming, &options.boot_sector) {
         (Some(_), _) => Program::Incoming,
         (None, Some(path)) => Program::BootSector(read_boot_sector(path)?),
         (None, None) => Program::Dirtier(options.dirtier.dirtier(options.prefilled)),
     };
-    let machine = Machine::new(&GuestConfig {
+    Ok(Machine::new(&GuestConfig {
         kind: options.machine.kind(),
         memory: options.machine.memory(),
         vcpus: options.machine.vcpus,
         memory_file: options.memory_file.clone(),
         program,
-        serial: match options.serial {
+        serial: match &options.serial {
             None => SerialOutput::Discard,
             Some(path) if path.as_os_str() == "stdout" => SerialOutput::Stdout,
-            Some(path) => SerialOutput::File(path),
+            Some(path) => SerialOutput::File(path.clone()),
         },
-    })?;
-    if let Some(reason) = machine.kvm_unusable() {
-        eprintln!("limosa: no KVM here ({reason}); the guest is a process guest");
-    }
-    let host = Host::new(machine, options.incoming.is_some())?;
-    host.set_autostart(!options.paused);
-    let path = PathBuf::from(options.qmp.strip_prefix("unix:").unwrap_or(&options.qmp));
-    let server =
-        host.listen(&path).map_err(|source| VmmCommandError::Monitor { path: path.clone(), source })?;
-    match options.incoming.as_deref() {
-        None if options.paused => {}
-        None => host.run()?,
-        Some("defer") => {}
-        Some(text) => {
-            let parse = |source| VmmCommandError::IncomingAddress { text: text.to_owned(), source };
-            host.await_guest(&text.parse::<Address>().map_err(parse)?)?;
+    })?)
+}
+
+/// Lets the guest run, or waits for it; what that is, in words.
+fn begin(host: &Host, incoming: Option<Waiting>, paused: bool) -> Result<String, VmmCommandError> {
+    Ok(match incoming {
+        None if paused => "is paused".to_owned(),
+        None => {
+            host.run()?;
+            "runs".to_owned()
+        }
+        Some(Waiting::Deferred) => "waits for migrate-incoming".to_owned(),
+        Some(Waiting::At(asked)) => {
+            let bound = host.await_guest(&asked)?;
+            format!("is awaited at {}", bound.unwrap_or(asked))
+        }
+    })
+}
+
+/// Waits until the VMM shall end; an error if a guest that was to arrive did not.
+fn wait_for_end(host: &Host) -> Result<(), VmmCommandError> {
+    loop {
+        match host.wait() {
+            Occurrence::Quit => return Ok(()),
+            Occurrence::ArrivalFailed { reason, fatal: true } => {
+                return Err(VmmCommandError::NotArrived { reason });
+            }
+            Occurrence::ArrivalFailed { reason, fatal: false } => {
+                eprintln!("limosa: the guest did not arrive: {reason}");
+            }
         }
     }
-    if options.quit_with_stdin {
-        quit_with_stdin(&host);
-    }
-    host.wait_for_quit();
-    // Lets the answer to `quit` go out.
-    drop(server);
-    Ok(ExitCode::SUCCESS)
+}
+
+/// The guest, in words.
+fn describe(executor: Executor, options: &Options) -> String {
+    let kind = match executor {
+        Executor::Kvm => "KVM guest",
+        Executor::Process => "process guest",
+    };
+    format!("a {kind} of {} with {}", options.machine.memory, options.machine.vcpus_in_words())
 }
 
 fn quit_with_stdin(host: &Arc<Host>) {
@@ -125,7 +204,7 @@ fn quit_with_stdin(host: &Arc<Host>) {
         let mut byte = [0];
         // An error is as good as an end: nobody is there any more.
         while matches!(io::stdin().read(&mut byte), Ok(1)) {}
-        host.quit();
+        host.quit(QuitCause::Signal);
     });
 }
 

@@ -68,6 +68,35 @@ pub(crate) mod control {
     pub(crate) const LIVE_BYTES: usize = 16;
 }
 
+/// A stretch of the RAM block that is in one piece in guest-physical memory too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RamRange {
+    /// Where it begins in the block.
+    pub(crate) offset: u64,
+    /// Where it begins in guest-physical memory.
+    pub(crate) physical: u64,
+    /// Bytes; positive.
+    pub(crate) length: u64,
+}
+
+impl RamRange {
+    /// The first guest-physical address behind it.
+    pub(crate) const fn physical_end(&self) -> u64 {
+        self.physical + self.length
+    }
+}
+
+/// Where a RAM block of `length` bytes is in guest-physical memory, in ascending order: up to 3 GiB from 0, the rest
+/// from 4 GiB.
+pub(crate) fn ram_ranges(length: u64) -> Vec<RamRange> {
+    let low = length.min(LOW_RAM_END);
+    let mut ranges = vec![RamRange { offset: 0, physical: 0, length: low }];
+    if low < length {
+        ranges.push(RamRange { offset: low, physical: HIGH_RAM, length: length - low });
+    }
+    ranges
+}
+
 /// The guest-physical address of byte `offset` of the RAM block.
 pub(crate) const fn physical(offset: u64) -> u64 {
     if offset < LOW_RAM_END { offset } else { offset - LOW_RAM_END + HIGH_RAM }
@@ -77,4 +106,23 @@ pub(crate) const fn physical(offset: u64) -> u64 {
 pub(crate) fn control_page(worker: u32) -> u64 {
     assert!(worker < WORKERS_MAX);
     CONTROL + u64::from(worker) * PAGE_BYTES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_that_reaches_the_hole_goes_on_behind_it() {
+        let range = |offset, physical, length| RamRange { offset, physical, length };
+        assert_eq!(ram_ranges(LOW_RAM_END), [range(0, 0, LOW_RAM_END)]);
+        assert_eq!(
+            ram_ranges(LOW_RAM_END + 4096),
+            [range(0, 0, LOW_RAM_END), range(LOW_RAM_END, HIGH_RAM, 4096)]
+        );
+        for range in ram_ranges(RAM_PAGES_MAX.bytes().0) {
+            assert_eq!(physical(range.offset), range.physical);
+            assert_eq!(physical(range.offset + range.length - 1), range.physical_end() - 1);
+        }
+    }
 }

@@ -8,7 +8,8 @@
 //!
 //! An embedder's VMM does what this one does: it gives the engine its [`RAM`](Machine::ram), a
 //! [dirty log](Machine::dirty_log), [`pause`](Machine::pause) and [`resume`](Machine::resume), and the list of its
-//! [devices](Machine::devices), each an annotated struct.
+//! [devices](Machine::devices), each an annotated struct; [`Machine::savevm`] puts them together. A [`Host`] is a machine
+//! with a QMP monitor, through which it migrates.
 //!
 //! ```
 //! use limosa_pages::ByteCount;
@@ -45,6 +46,7 @@ mod prefill;
 mod process;
 mod report;
 mod run_control;
+mod savevm;
 mod serial;
 mod system_image;
 mod verify;
@@ -55,7 +57,7 @@ pub use config::{BOOT_SECTOR_BYTES, GuestConfig, GuestKind, Program, SerialBuffe
 pub use content::Content;
 pub use error::VmmError;
 pub use guest_map::{RAM_PAGES_MAX, WORKERS_MAX};
-pub use host::{Host, Refused};
+pub use host::{Host, NotRunnable, Occurrence, QuitCause, Refused};
 pub use kvm::{KvmUnusable, kvm_usable};
 pub use machine::{DeviceEntry, Machine};
 pub use pace::Rate;

@@ -3,26 +3,30 @@
 mod process;
 mod report;
 
-use crate::guest::{DirtierOptions, MachineOptions};
+use crate::guest::{DirtierOptions, Kind, MachineOptions};
+use crate::signals;
 use crate::size::Size;
 use indicatif::{ProgressBar, ProgressStyle};
 use limosa_qmp::{MigrationInfo, MigrationStatus, QmpError, SocketAddress};
+use limosa_vmm::{KvmUnusable, Rate, kvm_usable};
+use nix::sys::signal::Signal;
 use process::Vmm;
 use report::{Arrival, Figures, Verification};
 use serde_json::json;
 use std::io;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// What to migrate, and under which limits.
+/// Migrate a busy guest between two VMMs on this host, and check every page of it.
+///
+/// Starts two processes of `limosa vmm`, moves the guest from one to the other while it writes its memory, pauses it, and
+/// compares every page with what it must hold. Ends with code 0 only if all of it arrived and the guest went on.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Migration")]
 pub(crate) struct Options {
-    #[command(flatten)]
-    machine: MachineOptions,
-    #[command(flatten)]
-    dirtier: DirtierOptions,
-    /// Bytes per second that precopy may send; unlimited if not said.
+    /// Bytes per second that precopy may send, for example 100M [default: unlimited]
     #[arg(long, value_name = "SIZE")]
     max_bandwidth: Option<Size>,
     /// The longest pause that the guest may be asked to take, in milliseconds.
@@ -37,9 +41,13 @@ pub(crate) struct Options {
     /// Give up after this many seconds.
     #[arg(long, value_name = "S", default_value_t = 120)]
     timeout: u64,
-    /// Write the report as JSON.
+    /// Write the report as JSON, and nothing else on stdout.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    dirtier: DirtierOptions,
 }
 
 /// Why the demonstration ended early.
@@ -47,7 +55,9 @@ pub(crate) struct Options {
 pub(crate) enum DemoError {
     #[error("a VMM could not be started")]
     Spawn(#[source] io::Error),
-    #[error("the {who} VMM does not answer")]
+    #[error("the {who} VMM ended at once ({status})")]
+    NotStarted { who: &'static str, status: ExitStatus },
+    #[error("the {who} VMM does not do what it should")]
     Monitor {
         who: &'static str,
         #[source]
@@ -71,31 +81,26 @@ const WARM_UP_PAGES: u64 = 1000;
 ///
 /// # Errors
 /// Anything that ends the migration before the guest has arrived.
-pub(crate) fn run(options: Options) -> Result<ExitCode, DemoError> {
+pub(crate) fn run(mut options: Options) -> Result<ExitCode, DemoError> {
     let folder = tempfile::tempdir().map_err(DemoError::Spawn)?;
-    let mut words = options.machine.arguments();
-    words.extend(options.dirtier.arguments());
-    let uri = if options.unix {
-        format!("unix:{}", folder.path().join("stream.sock").display())
+    clean_up_when_interrupted(folder.path())?;
+    options.dirtier.fill_in_for_demo(options.machine.memory);
+    let without_kvm = choose_guest(&mut options.machine);
+    let heading = report::heading(&options.machine, &options.dirtier, without_kvm.as_ref());
+    // With --json, stdout is for the report alone.
+    if options.json {
+        eprintln!("{heading}");
     } else {
-        "tcp:127.0.0.1:0".to_owned()
-    };
-    if !options.json {
-        println!("{}", report::heading(&options.machine, &options.dirtier));
+        println!("{heading}");
     }
-    let mut source = Vmm::start("source", folder.path(), &words)?;
-    let incoming = format!("--incoming={uri}");
-    words = options.machine.arguments();
-    words.push(incoming);
-    let mut destination = Vmm::start("destination", folder.path(), &words)?;
-    let uri = if options.unix { uri } else { listening_at(&mut destination)? };
+    let (mut source, mut destination, uri) = start_both(&options, folder.path())?;
 
     configure(&mut source, &options)?;
     warm_up(&mut source, &options)?;
     let steps_before = source.steps()?;
     source.execute("migrate", json!({"uri": uri}))?;
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
-    follow(&mut source, deadline, options.json)?;
+    follow(&mut source, deadline, &options)?;
     let arrival = Arrival::of(&mut destination, deadline, steps_before)?;
     let figures = Figures::of(&mut source)?;
     let verification = Verification::of(&mut destination)?;
@@ -103,12 +108,51 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, DemoError> {
     destination.quit();
 
     if options.json {
-        println!("{}", report::json(&figures, &arrival, &verification));
+        println!("{}", report::json(&options.machine, &figures, &arrival, &verification));
     } else {
         print!("{}", report::text(&figures, &arrival, &verification));
     }
     let proven = verification.is_clean() && arrival.never_stepped_back();
     Ok(if proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Decides for both VMMs what executes the guest; says why it is not KVM, if that was left open and KVM is not usable.
+fn choose_guest(machine: &mut MachineOptions) -> Option<KvmUnusable> {
+    if machine.guest != Kind::Auto {
+        return None;
+    }
+    let unusable = kvm_usable().err();
+    machine.guest = if unusable.is_none() { Kind::Kvm } else { Kind::Process };
+    unusable
+}
+
+/// The VMMs end by themselves when we are gone; the folder does not.
+fn clean_up_when_interrupted(folder: &Path) -> Result<(), DemoError> {
+    /// What a shell reports for a program that a signal ended is the signal's number and this.
+    const ENDED_BY_SIGNAL: i32 = 128;
+    let folder = folder.to_owned();
+    signals::hold_back().map_err(DemoError::Spawn)?.then(move |signal: Signal| {
+        // What cannot be removed stays: there is nobody left to tell.
+        let _ = std::fs::remove_dir_all(folder);
+        std::process::exit(ENDED_BY_SIGNAL + signal as i32)
+    });
+    Ok(())
+}
+
+/// The source with a working guest, the destination, and where that listens.
+fn start_both(options: &Options, folder: &Path) -> Result<(Vmm, Vmm, String), DemoError> {
+    let mut words = options.machine.arguments();
+    words.extend(options.dirtier.arguments());
+    let source = Vmm::start("source", folder, &words)?;
+    let uri = match options.unix {
+        true => format!("unix:{}", folder.join("stream.sock").display()),
+        false => "tcp:127.0.0.1:0".to_owned(),
+    };
+    words = options.machine.arguments();
+    words.push(format!("--incoming={uri}"));
+    let mut destination = Vmm::start("destination", folder, &words)?;
+    let uri = if options.unix { uri } else { listening_at(&mut destination)? };
+    Ok((source, destination, uri))
 }
 
 /// Where a destination listens whose port the kernel has chosen.
@@ -136,7 +180,7 @@ fn configure(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
 
 /// A guest that has not begun to work proves nothing.
 fn warm_up(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
-    if options.dirtier.dirty_rate.0 == limosa_vmm::Rate::PagesPerSecond(0) {
+    if options.dirtier.dirty_rate.0 == Rate::PagesPerSecond(0) {
         return Ok(());
     }
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
@@ -150,8 +194,8 @@ fn warm_up(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
 }
 
 /// Shows a bar until the migration has ended; an error unless it is completed.
-fn follow(source: &mut Vmm, deadline: Instant, quiet: bool) -> Result<(), DemoError> {
-    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+fn follow(source: &mut Vmm, deadline: Instant, options: &Options) -> Result<(), DemoError> {
+    let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     let style = "  {bar:40} {bytes}/{total_bytes}  {msg}";
     bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
     loop {
@@ -161,7 +205,7 @@ fn follow(source: &mut Vmm, deadline: Instant, quiet: bool) -> Result<(), DemoEr
             bar.set_length(ram.total);
             bar.set_position(ram.total.saturating_sub(ram.remaining));
             let rate = Size((ram.mbps * 1e6 / 8.0) as u64);
-            bar.set_message(format!("pass {}, {rate}/s, {status}", ram.dirty_sync_count));
+            bar.set_message(format!("round {}, {rate}/s", ram.dirty_sync_count));
         }
         match status {
             MigrationStatus::Completed => {
@@ -174,7 +218,7 @@ fn follow(source: &mut Vmm, deadline: Instant, quiet: bool) -> Result<(), DemoEr
             }
             _ if Instant::now() > deadline => {
                 bar.abandon();
-                return Err(DemoError::TimedOut(deadline.elapsed()));
+                return Err(DemoError::TimedOut(Duration::from_secs(options.timeout)));
             }
             _ => source.wait_for_end(Instant::now() + FRAME)?,
         }

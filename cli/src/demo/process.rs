@@ -40,7 +40,10 @@ impl Vmm {
                 Ok(Self { who, child, monitor })
             }
             Err(source) => {
-                // It has told its own story on stderr, if it had one.
+                if let Ok(Some(status)) = child.try_wait() {
+                    // It has said why on stderr.
+                    return Err(DemoError::NotStarted { who, status });
+                }
                 let _ = child.kill();
                 let _ = child.wait();
                 Err(DemoError::Monitor { who, source })

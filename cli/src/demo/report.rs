@@ -2,11 +2,11 @@
 
 use super::DemoError;
 use super::process::Vmm;
-use crate::guest::{DirtierOptions, MachineOptions};
+use crate::guest::{DirtierOptions, Kind, MachineOptions};
 use crate::size::Size;
 use limosa_pages::PageCount;
 use limosa_qmp::StatusInfo;
-use limosa_vmm::kvm_usable;
+use limosa_vmm::KvmUnusable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -113,29 +113,35 @@ impl Verification {
     }
 }
 
-/// What is about to be moved.
-pub(super) fn heading(machine: &MachineOptions, dirtier: &DirtierOptions) -> String {
-    let kind = match machine.guest {
-        crate::guest::Kind::Process => "process guest".to_owned(),
-        crate::guest::Kind::Kvm => "KVM guest".to_owned(),
-        crate::guest::Kind::Auto => match kvm_usable() {
-            Ok(()) => "KVM guest".to_owned(),
-            Err(reason) => format!("process guest, because there is no KVM here ({reason})"),
-        },
+/// What is about to be moved. `without_kvm` is why the guest is not one under KVM, if it was to be one where possible.
+pub(super) fn heading(
+    machine: &MachineOptions,
+    dirtier: &DirtierOptions,
+    without_kvm: Option<&KvmUnusable>,
+) -> String {
+    let reason = match without_kvm {
+        Some(reason) => format!("No KVM here ({reason}): the guest is a process guest.\n"),
+        None => String::new(),
     };
-    let working_set = dirtier.working_set.unwrap_or(machine.memory);
+    let kind = if machine.guest == Kind::Process { "process" } else { "KVM" };
     format!(
-        "Moving a guest of {} with {} vCPU{} that writes {} pages/s over {working_set}: {kind}.",
+        "{reason}Moving a {kind} guest with {} of RAM and {} that writes {} over {}.",
         machine.memory,
-        machine.vcpus,
-        if machine.vcpus == 1 { "" } else { "s" },
-        dirtier.dirty_rate,
+        machine.vcpus_in_words(),
+        dirtier.dirty_rate.in_words(),
+        dirtier.working_set.unwrap_or(machine.memory),
     )
 }
 
 /// Everything, for machines.
-pub(super) fn json(figures: &Figures, arrival: &Arrival, verification: &Verification) -> Value {
+pub(super) fn json(
+    machine: &MachineOptions,
+    figures: &Figures,
+    arrival: &Arrival,
+    verification: &Verification,
+) -> Value {
     json!({
+        "guest": if machine.guest == Kind::Process { "process" } else { "kvm" },
         "migration": figures,
         "guest-steps": {"before": arrival.before, "after": arrival.after},
         "verification": verification,
@@ -159,7 +165,11 @@ fn write_text(
     for round in &figures.rounds {
         let bytes = Size(round.bytes).to_string();
         let time = time(round.us);
-        writeln!(out, "{:>5} {:>14} {:>14} {bytes:>14} {time:>14}", round.number, round.owed_pages, round.sent_pages)?;
+        writeln!(
+            out,
+            "{:>5} {:>14} {:>14} {bytes:>14} {time:>14}",
+            round.number, round.owed_pages, round.sent_pages
+        )?;
     }
     let ram = &figures.ram;
     let seconds = figures.total_us as f64 / 1e6;
@@ -192,7 +202,7 @@ fn write_text(
     let steps = |steps: &[u64]| steps.iter().sum::<u64>();
     writeln!(
         out,
-        "guest          {} pages written before, {} after: it goes on{}",
+        "guest          {} pages written before, {} when it was checked: it goes on{}",
         steps(&arrival.before),
         steps(&arrival.after),
         if arrival.never_stepped_back() { "" } else { ", BUT STEPPED BACK" }
@@ -203,9 +213,13 @@ fn write_text(
 fn write_verdict(out: &mut String, verification: &Verification) -> std::fmt::Result {
     let Verification { pages_checked, pages_in_flight, pages_bad, .. } = verification;
     if verification.is_clean() {
+        let in_flight = match pages_in_flight {
+            0 => String::new(),
+            count => format!("; the guest was in the middle of {count} more when it was paused"),
+        };
         return writeln!(
             out,
-            "memory         {pages_checked} pages checked, every one is right ({pages_in_flight} was being written)"
+            "memory         {pages_checked} pages checked, and every one is right{in_flight}"
         );
     }
     writeln!(out, "memory         {pages_bad} of {pages_checked} pages are WRONG:")?;

@@ -1,26 +1,30 @@
 //! A machine with a monitor: what `limosa vmm` runs.
 //!
 //! A [`Host`] owns a [`Machine`] and moves it with the engine, as its clients ask for over QMP. It is the example of
-//! how an embedder wires the engine in: the savevm list is made once ([`Host::new`]) and lent to one migration at a
-//! time; [`limosa::Vm`] is implemented on the handle that the migration holds.
+//! how an embedder wires the engine in: the savevm list is made once ([`Machine::savevm`]) and lent to one migration at
+//! a time; [`limosa::Vm`] is implemented on the handle that the migration holds.
 
+mod bell;
 mod commands;
 mod guest_handle;
+mod memory_dump;
 mod moving;
 mod reply;
 mod settings;
+mod vendor;
 
+pub use guest_handle::NotRunnable;
 pub use moving::Refused;
 
 use crate::error::VmmError;
 use crate::machine::Machine;
-use crate::system_image::Executor;
+use bell::{Bell, Ring};
 use guest_handle::GuestHandle;
-use limosa::{Address, Configuration, Priority, RamHandler, SaveVm};
+use limosa::Address;
 use limosa_qmp::{Events, Identity, Notice, Server};
 use limosa_transport::TransportError;
-use moving::Moving;
-use parking_lot::{Condvar, Mutex};
+use moving::{ExitOnError, Moving};
+use parking_lot::Mutex;
 use settings::Settings;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,13 +35,35 @@ pub struct Host {
     guest: Arc<GuestHandle>,
     events: Events,
     state: Mutex<State>,
-    quit: Mutex<bool>,
-    quitting: Condvar,
+    bell: Arc<Bell>,
 }
 
 struct State {
     settings: Settings,
     moving: Moving,
+}
+
+/// What [`Host::wait`] waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occurrence {
+    /// The VMM shall end.
+    Quit,
+    /// No guest came of an incoming migration.
+    ArrivalFailed {
+        /// Why.
+        reason: String,
+        /// Whether the VMM shall end for it (`exit-on-error`, on unless `migrate-incoming` says otherwise).
+        fatal: bool,
+    },
+}
+
+/// Who ends a VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuitCause {
+    /// A client of the monitor.
+    Monitor,
+    /// A signal to the process.
+    Signal,
 }
 
 impl Host {
@@ -46,18 +72,14 @@ impl Host {
     /// # Errors
     /// If the machine has no dirty log: such a guest could arrive, but never leave.
     pub fn new(machine: Machine, incoming: bool) -> Result<Arc<Self>, VmmError> {
-        let savevm = savevm(&machine)?;
+        let savevm = machine.savevm()?;
         let machine = Arc::new(machine);
         let events = Events::new();
         let guest = Arc::new(GuestHandle::new(Arc::clone(&machine), events.clone(), incoming));
-        Ok(Arc::new(Self {
-            machine,
-            guest,
-            events,
-            state: Mutex::new(State { settings: Settings::default(), moving: Moving::resting(savevm) }),
-            quit: Mutex::new(false),
-            quitting: Condvar::new(),
-        }))
+        let bell = Arc::new(Bell::default());
+        let moving = Moving::resting(savevm, Arc::clone(&bell));
+        let state = Mutex::new(State { settings: Settings::default(), moving });
+        Ok(Arc::new(Self { machine, guest, events, state, bell }))
     }
 
     /// The machine.
@@ -79,52 +101,56 @@ impl Host {
     ///
     /// # Errors
     /// If it has stopped itself, or is not here.
-    pub fn run(&self) -> Result<(), VmmError> {
-        self.guest.run()
+    pub fn run(&self) -> Result<(), NotRunnable> {
+        let mut state = self.state.lock();
+        state.moving.settle(&self.guest);
+        self.guest.run(state.moving.is_in_doubt())
     }
 
-    /// Listens for a guest at `address`.
+    /// Listens for a guest at `address`, and says where: with the port that the kernel chose if 0 was asked for. If no
+    /// guest comes of it, that is fatal.
     ///
     /// # Errors
     /// If it cannot listen there, or is not waiting for a guest.
-    pub fn await_guest(&self, address: &Address) -> Result<(), Refused> {
+    pub fn await_guest(&self, address: &Address) -> Result<Option<Address>, Refused> {
         let mut state = self.state.lock();
         let State { settings, moving } = &mut *state;
-        moving.listen(address, settings, &self.guest)
+        moving.listen(address, settings, &self.guest, ExitOnError(true))
     }
 
-    /// Whether a guest that arrives shall run.
+    /// Whether a guest that arrives shall run, if it ran where it came from. It shall unless this was said.
     pub fn set_autostart(&self, autostart: bool) {
-        self.state.lock().settings.set_autostart(autostart);
+        self.guest.set_autostart(autostart);
     }
 
-    /// Blocks until a client says `quit`.
-    pub fn wait_for_quit(&self) {
-        let mut quit = self.quit.lock();
-        while !*quit {
-            self.quitting.wait(&mut quit);
+    /// Blocks until something happens that the owner of the process has to act on.
+    pub fn wait(&self) -> Occurrence {
+        loop {
+            match self.bell.wait() {
+                Ring::Quit => return Occurrence::Quit,
+                Ring::Look => {
+                    let mut state = self.state.lock();
+                    state.moving.settle(&self.guest);
+                    if let Some(failed) = state.moving.take_failed_arrival() {
+                        return failed;
+                    }
+                }
+            }
         }
     }
 
-    /// Ends [`Self::wait_for_quit`], as a client's `quit` does.
-    pub fn quit(&self) {
-        self.events.emit(Notice::Shutdown { guest: false, reason: "host-qmp-quit" });
-        *self.quit.lock() = true;
-        self.quitting.notify_all();
+    /// Makes [`Self::wait`] say [`Occurrence::Quit`], and tells the clients.
+    pub fn quit(&self, cause: QuitCause) {
+        let reason = match cause {
+            QuitCause::Monitor => "host-qmp-quit",
+            QuitCause::Signal => "host-signal",
+        };
+        self.events.emit(Notice::Shutdown { guest: false, reason });
+        self.bell.ring(Ring::Quit);
     }
-}
 
-/// Everything of `machine` that travels.
-fn savevm(machine: &Machine) -> Result<SaveVm, VmmError> {
-    // The executor is part of the machine's name: state of one cannot be loaded into the other.
-    let name = match machine.executor() {
-        Executor::Kvm => "limosa-kvm-1",
-        Executor::Process => "limosa-process-1",
-    };
-    let mut savevm = SaveVm::new(Configuration { machine: name.to_owned(), ..Configuration::default() });
-    savevm.register_ram(RamHandler::new(machine.ram().clone(), Some(machine.dirty_log()?)));
-    for entry in machine.devices() {
-        savevm.register_device(entry.idstr, entry.instance, Priority::Default, entry.device);
+    /// Calls off the migration that is on its way, if there is one. Afterwards nothing listens for a guest any more.
+    pub fn close(&self) {
+        self.state.lock().moving.close(&self.guest);
     }
-    Ok(savevm)
 }

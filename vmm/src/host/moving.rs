@@ -1,6 +1,8 @@
 //! The migration that the machine is in, or was in last, and the list that is lent to it.
 
-use super::guest_handle::{GuestHandle, Teller};
+use super::Occurrence;
+use super::bell::Bell;
+use super::guest_handle::{GuestHandle, Journey, Teller};
 use super::settings::Settings;
 use limosa::{
     Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, NotStarted, Outgoing,
@@ -12,13 +14,20 @@ use std::sync::Arc;
 pub(super) struct Moving {
     current: Current,
     last: Option<Last>,
+    /// An incoming migration that failed, until the owner of the process was told.
+    failed_arrival: Option<Occurrence>,
+    bell: Arc<Bell>,
 }
+
+/// Whether the VMM ends if no guest comes of an incoming migration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExitOnError(pub(super) bool);
 
 enum Current {
     /// No migration; the list is here.
     Resting(SaveVm),
     Leaving(Outgoing),
-    Arriving(Incoming),
+    Arriving(Incoming, ExitOnError),
     /// Only inside of a method.
     Between,
 }
@@ -38,8 +47,9 @@ pub(super) enum Figures {
 }
 
 impl Moving {
-    pub(super) fn resting(savevm: SaveVm) -> Self {
-        Self { current: Current::Resting(savevm), last: None }
+    /// `bell` rings when an incoming migration has failed.
+    pub(super) fn resting(savevm: SaveVm, bell: Arc<Bell>) -> Self {
+        Self { current: Current::Resting(savevm), last: None, failed_arrival: None, bell }
     }
 
     /// Starts to send the guest.
@@ -49,19 +59,22 @@ impl Moving {
         settings: &Settings,
         guest: &Arc<GuestHandle>,
     ) -> Result<(), Refused> {
-        let savevm = self.take_list()?;
-        // A guest in doubt is as good as away until its operator lets it run here.
-        if matches!(guest.state(), RunState::InMigrate | RunState::PostMigrate | RunState::FinishMigrate) {
-            self.current = Current::Resting(savevm);
-            return Err(Refused::NotHere);
+        self.settle(guest);
+        match guest.state() {
+            RunState::InMigrate => return Err(Refused::Waiting),
+            RunState::PostMigrate => return Err(Refused::Left),
+            // A guest in doubt is as good as away until its operator lets it run here.
+            RunState::FinishMigrate if !self.is_busy() => return Err(Refused::InDoubt),
+            RunState::FinishMigrate | RunState::Running | RunState::Paused => {}
         }
+        let savevm = self.take_list()?;
         guest.tell_changes(settings.capabilities().events);
         let config = OutgoingConfig {
             parameters: settings.parameters().clone(),
             capabilities: settings.capabilities(),
             ..OutgoingConfig::default()
         };
-        let teller = Arc::new(Teller { guest: Arc::clone(guest), afterwards: RunState::PostMigrate });
+        let teller = Arc::new(Teller { guest: Arc::clone(guest), journey: Journey::Out });
         match Outgoing::start(address, config, savevm, Arc::clone(guest) as Arc<_>, teller) {
             Ok(outgoing) => {
                 self.current = Current::Leaving(outgoing);
@@ -74,57 +87,92 @@ impl Moving {
         }
     }
 
-    /// Starts to listen for a guest.
+    /// Starts to listen for a guest; says where.
     pub(super) fn listen(
         &mut self,
         address: &Address,
         settings: &Settings,
         guest: &Arc<GuestHandle>,
-    ) -> Result<(), Refused> {
-        let savevm = self.take_list()?;
+        exit_on_error: ExitOnError,
+    ) -> Result<Option<Address>, Refused> {
+        self.settle(guest);
+        let before = guest.state();
         // A guest that has left makes room for another, or for its own return.
-        match guest.state() {
-            RunState::InMigrate => {}
-            RunState::PostMigrate => guest.note(RunState::InMigrate),
-            _ => {
-                self.current = Current::Resting(savevm);
-                return Err(Refused::Occupied);
-            }
+        if !matches!(before, RunState::InMigrate | RunState::PostMigrate) {
+            return Err(Refused::Occupied);
         }
+        let savevm = self.take_list()?;
+        guest.note(RunState::InMigrate);
         guest.tell_changes(settings.capabilities().events);
         let config = IncomingConfig {
             switchover_ack: settings.capabilities().switchover_ack,
-            autostart: settings.autostart(),
+            // The guest's handle decides when it comes, so that the operator may change his mind until then.
+            autostart: true,
             ..IncomingConfig::default()
         };
-        let teller = Arc::new(Teller { guest: Arc::clone(guest), afterwards: RunState::Paused });
+        let journey = Journey::In(Arc::clone(&self.bell));
+        let teller = Arc::new(Teller { guest: Arc::clone(guest), journey });
         match Incoming::listen(address, config, savevm, Arc::clone(guest) as Arc<_>, teller) {
             Ok(incoming) => {
-                self.current = Current::Arriving(incoming);
-                Ok(())
+                let address = incoming.address().cloned();
+                self.current = Current::Arriving(incoming, exit_on_error);
+                Ok(address)
             }
             Err(NotStarted { reason, savevm }) => {
                 self.current = Current::Resting(*savevm);
+                guest.note(before);
                 Err(Refused::Start(reason))
             }
         }
     }
 
     /// Takes the list back from a migration that has ended.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn settle(&mut self, guest: &GuestHandle) {
         self.current = match std::mem::replace(&mut self.current, Current::Between) {
             Current::Leaving(outgoing) if outgoing.has_ended() => {
                 let (report, savevm) = outgoing.wait();
+                if report.guest() == GuestFate::OnSource {
+                    guest.note_stayed();
+                }
                 self.last = Some(Last::Left(Box::new(report)));
                 Current::Resting(savevm)
             }
-            Current::Arriving(incoming) if incoming.has_ended() => {
-                let (report, savevm) = incoming.wait();
-                self.last = Some(Last::Arrived(Box::new(report)));
-                Current::Resting(savevm)
+            Current::Arriving(incoming, exit_on_error) if incoming.has_ended() => {
+                self.arrived(incoming, exit_on_error)
             }
             current => current,
         };
+    }
+
+    /// What [`super::Host::wait`] has to say about an incoming migration that failed; once.
+    pub(super) fn take_failed_arrival(&mut self) -> Option<Occurrence> {
+        self.failed_arrival.take()
+    }
+
+    /// Calls off what is on its way, and waits until nothing listens any more.
+    pub(super) fn close(&mut self, guest: &GuestHandle) {
+        self.settle(guest);
+        self.current = match std::mem::replace(&mut self.current, Current::Between) {
+            Current::Leaving(outgoing) => {
+                outgoing.cancel();
+                Current::Leaving(outgoing)
+            }
+            Current::Arriving(incoming, exit_on_error) => {
+                incoming.cancel();
+                self.arrived(incoming, exit_on_error)
+            }
+            current => current,
+        };
+    }
+
+    fn arrived(&mut self, incoming: Incoming, ExitOnError(fatal): ExitOnError) -> Current {
+        let (report, savevm) = incoming.wait();
+        if !report.is_completed() {
+            let reason = report.statistics.error.clone().unwrap_or_else(|| "it was called off".to_owned());
+            self.failed_arrival = Some(Occurrence::ArrivalFailed { reason, fatal });
+        }
+        self.last = Some(Last::Arrived(Box::new(report)));
+        Current::Resting(savevm)
     }
 
     /// The migration that sends the guest, if there is one.
@@ -138,6 +186,11 @@ impl Moving {
     /// Whether the list is lent to a migration.
     pub(super) fn is_busy(&self) -> bool {
         !matches!(self.current, Current::Resting(_))
+    }
+
+    /// Whether it waits for a guest, or receives one.
+    pub(super) fn is_arriving(&self) -> bool {
+        matches!(self.current, Current::Arriving(..))
     }
 
     /// How the last migration ended.
@@ -154,7 +207,7 @@ impl Moving {
     pub(super) fn figures(&self) -> Figures {
         match (&self.current, &self.last) {
             (Current::Leaving(outgoing), _) => Figures::Outgoing(Box::new(outgoing.statistics())),
-            (Current::Arriving(incoming), _) => {
+            (Current::Arriving(incoming, _), _) => {
                 Figures::Incoming(Box::new(incoming.statistics()), incoming.address().cloned())
             }
             (_, Some(Last::Left(report))) => Figures::Outgoing(Box::new(report.statistics.clone())),
@@ -164,7 +217,6 @@ impl Moving {
     }
 
     fn take_list(&mut self) -> Result<SaveVm, Refused> {
-        self.settle();
         match std::mem::replace(&mut self.current, Current::Between) {
             Current::Resting(savevm) => Ok(savevm),
             current => {
@@ -181,9 +233,17 @@ pub enum Refused {
     /// There is one already.
     #[error("There's a migration process in progress")]
     Busy,
-    /// The guest is elsewhere, or has not come yet.
-    #[error("The guest is not here: it waits for an incoming migration, or has migrated away")]
-    NotHere,
+    /// The guest has not come yet.
+    #[error("Guest is waiting for an incoming migration")]
+    Waiting,
+    /// The guest is elsewhere.
+    #[error("Can't migrate the vm that was paused due to previous migration")]
+    Left,
+    /// Nobody here knows where the guest is.
+    #[error(
+        "The last migration may have left the guest on the destination; look there, then let it run here with cont"
+    )]
+    InDoubt,
     /// There is a guest here already.
     #[error("There is a guest here; only a VMM that waits for one, or whose guest has left, can take one in")]
     Occupied,

@@ -1,6 +1,7 @@
 //! What the monitor answers: the engine's figures in QEMU's shapes, and more under names of our own.
 
 use super::moving::{Figures, Last};
+use super::settings::Settings;
 use crate::report::{VerifyReport, WorkerProgress};
 use limosa::pages::{ByteCount, PAGE_BYTES};
 use limosa::{IncomingStatistics, OutgoingStatistics, RamStatistics};
@@ -13,24 +14,29 @@ pub(super) fn status(status: limosa::MigrationStatus) -> MigrationStatus {
     MigrationStatus::from_word(status.as_str()).expect("the engine's statuses are among QEMU's")
 }
 
+/// Where the present migration stands, or the last one.
+pub(super) fn status_of(figures: &Figures) -> MigrationStatus {
+    match figures {
+        Figures::None => MigrationStatus::None,
+        Figures::Outgoing(statistics) => status(statistics.status),
+        Figures::Incoming(statistics, _) => status(statistics.status),
+    }
+}
+
 /// `query-migrate`.
-pub(super) fn migration_info(
-    figures: &Figures,
-    total: ByteCount,
-    xbzrle: Option<ByteCount>,
-) -> MigrationInfo {
+pub(super) fn migration_info(figures: &Figures, total: ByteCount, settings: &Settings) -> MigrationInfo {
     match figures {
         Figures::None => MigrationInfo::default(),
-        Figures::Outgoing(statistics) => outgoing_info(statistics, total, xbzrle),
+        Figures::Outgoing(statistics) => outgoing_info(statistics, total, settings),
         Figures::Incoming(statistics, address) => incoming_info(statistics, address.as_ref()),
     }
 }
 
-fn outgoing_info(
-    statistics: &OutgoingStatistics,
-    total: ByteCount,
-    xbzrle: Option<ByteCount>,
-) -> MigrationInfo {
+fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &Settings) -> MigrationInfo {
+    let parameters = settings.parameters();
+    let xbzrle = settings.capabilities().xbzrle.then_some(parameters.xbzrle_cache_size);
+    // Until there is an estimate, the limit is the only thing known about the downtime.
+    let expected_downtime = statistics.expected_downtime.unwrap_or(parameters.downtime_limit);
     let now = status(statistics.status);
     // QEMU shows times and RAM while it moves and when it has moved, and not when it failed.
     let shown = !matches!(
@@ -42,7 +48,7 @@ fn outgoing_info(
         status: Some(now),
         total_time: shown.then(|| milliseconds(statistics.total_time)),
         setup_time: shown.then(|| milliseconds(statistics.setup_time)),
-        expected_downtime: statistics.expected_downtime.filter(|_| shown && !completed).map(milliseconds),
+        expected_downtime: (shown && !completed).then(|| milliseconds(expected_downtime)),
         downtime: statistics.downtime.filter(|_| completed).map(|downtime| milliseconds(downtime.total())),
         ram: shown.then(|| ram_stats(statistics, total)),
         xbzrle_cache: xbzrle.filter(|_| shown).map(|size| xbzrle_stats(&statistics.ram, size)),

@@ -1,5 +1,6 @@
 //! Parameters and capabilities: QMP's words on one side, the engine's on the other.
 
+use super::moving::{Moving, Refused};
 use limosa::pages::ByteCount;
 use limosa::{Capabilities, Parameters};
 use limosa_qmp::{
@@ -12,7 +13,6 @@ use std::time::Duration;
 pub(super) struct Settings {
     parameters: Parameters,
     capabilities: Capabilities,
-    autostart: bool,
 }
 
 impl Default for Settings {
@@ -21,7 +21,6 @@ impl Default for Settings {
         Self {
             parameters: Parameters::default(),
             capabilities: Capabilities { return_path: true, ..Capabilities::default() },
-            autostart: true,
         }
     }
 }
@@ -33,15 +32,6 @@ impl Settings {
 
     pub(super) fn capabilities(&self) -> Capabilities {
         self.capabilities
-    }
-
-    pub(super) fn autostart(&self) -> bool {
-        self.autostart
-    }
-
-    /// Whether a guest that arrives shall run.
-    pub(super) fn set_autostart(&mut self, autostart: bool) {
-        self.autostart = autostart;
     }
 
     /// Takes the values that are there; all or none.
@@ -79,10 +69,12 @@ impl Settings {
         }
     }
 
-    /// Switches capabilities; all or none.
+    /// Switches capabilities; all or none. Those of a migration that has begun stay as they are; only `events` may change
+    /// while the host waits for a guest.
     pub(super) fn set_capabilities(
         &mut self,
         wanted: &[MigrationCapabilityStatus],
+        moving: &Moving,
     ) -> Result<(), CommandError> {
         let mut capabilities = self.capabilities;
         for MigrationCapabilityStatus { capability, state } in wanted {
@@ -96,6 +88,11 @@ impl Settings {
             }
         }
         capabilities.validate().map_err(|error| CommandError::generic(error.to_string()))?;
+        let only_events =
+            Capabilities { events: self.capabilities.events, ..capabilities } == self.capabilities;
+        if moving.is_busy() && !(moving.is_arriving() && only_events) {
+            return Err(CommandError::generic(Refused::Busy.to_string()));
+        }
         self.capabilities = capabilities;
         Ok(())
     }

@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "memory slots, XSAVE areas, the union of interrupt chips")]
 
 use crate::error::VmmError;
-use crate::guest_map::{HIGH_RAM, LOW_RAM_END};
+use crate::guest_map::{RamRange, ram_ranges};
 use kvm_bindings::{kvm_irqchip, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use limosa_pages::{BlockId, ByteCount};
@@ -28,25 +28,21 @@ pub(crate) struct VmWithRam {
 }
 
 impl VmWithRam {
-    /// Shows the only block of `ram` to the guests of `vm`: up to 3 GiB from 0, the rest from 4 GiB.
+    /// Shows the only block of `ram` to the guests of `vm`, one slot for each [range](ram_ranges).
     ///
     /// # Errors
     /// What KVM says.
     pub(crate) fn new(vm: VmFd, ram: GuestRam) -> Result<Self, VmmError> {
-        let length = ram.block(BlockId(0)).length().0;
-        let low = length.min(LOW_RAM_END);
-        let slot = |slot, block_offset, guest_phys_addr, length| KvmSlot {
+        let ranges = ram_ranges(ram.block(BlockId(0)).length().0);
+        let slot = |(slot, range): (u32, RamRange)| KvmSlot {
             slot,
             block: BlockId(0),
-            block_offset,
-            guest_phys_addr,
-            length: ByteCount(length),
+            block_offset: range.offset,
+            guest_phys_addr: range.physical,
+            length: ByteCount(range.length),
             flags: 0,
         };
-        let mut slots = vec![slot(0, 0, 0, low)];
-        if low < length {
-            slots.push(slot(1, low, HIGH_RAM, length - low));
-        }
+        let slots: Vec<KvmSlot> = (0..).zip(ranges).map(slot).collect();
         let base = ram.block(BlockId(0)).guest_address().addr().get() as u64;
         for slot in &slots {
             let region = kvm_userspace_memory_region {

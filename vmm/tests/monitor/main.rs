@@ -1,0 +1,10 @@
+//! Hosts as their clients see them: QMP over a unix socket, whole migrations driven as an operator drives them.
+
+mod arrivals;
+mod life;
+mod memory;
+#[path = "../ring/mod.rs"]
+mod ring;
+mod settings;
+mod stage;
+mod vendor;

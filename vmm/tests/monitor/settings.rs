@@ -1,0 +1,144 @@
+//! Parameters and capabilities: what can be set, when, and what is refused by which name.
+
+use crate::stage::{Vmm, any_kind, at_work};
+use limosa_vmm::Program;
+use serde_json::{Value, json};
+
+fn idle(test: &str) -> Option<Vmm> {
+    Some(Vmm::of(any_kind(test)?, Program::Dirtier(at_work()), false))
+}
+
+#[test]
+fn parameters_that_were_set_are_shown() {
+    let Some(mut vmm) = idle("parameters") else { return };
+    let defaults = vmm.execute("query-migrate-parameters", Value::Null);
+    assert_eq!(
+        defaults,
+        json!({
+            "max-bandwidth": 0,
+            "avail-switchover-bandwidth": 0,
+            "downtime-limit": 300,
+            "xbzrle-cache-size": 64 << 20,
+            "mode": "normal",
+        })
+    );
+    vmm.execute("migrate-set-parameters", json!({ "max-bandwidth": 1000, "mode": "normal" }));
+    let set = json!({ "downtime-limit": 20, "xbzrle-cache-size": 8192, "avail-switchover-bandwidth": 7 });
+    vmm.execute("migrate-set-parameters", set);
+    assert_eq!(
+        vmm.execute("query-migrate-parameters", Value::Null),
+        json!({
+            "max-bandwidth": 1000,
+            "avail-switchover-bandwidth": 7,
+            "downtime-limit": 20,
+            "xbzrle-cache-size": 8192,
+            "mode": "normal",
+        })
+    );
+}
+
+#[test]
+fn what_cannot_be_set_is_refused_by_name_and_nothing_is_changed() {
+    let Some(mut vmm) = idle("refused parameters") else { return };
+    let before = vmm.execute("query-migrate-parameters", Value::Null);
+    for (wanted, name) in [
+        (json!({ "max-bandwidth": 5, "no-such-parameter": 1 }), "'no-such-parameter' is unexpected"),
+        (json!({ "max-bandwidth": 5, "multifd-channels": 4 }), "'multifd-channels' is not supported"),
+        (json!({ "max-bandwidth": 5, "mode": "cpr-reboot" }), "'mode' is not supported"),
+        (json!({ "max-bandwidth": 5, "downtime-limit": 2_000_001 }), "downtime-limit"),
+        (json!({ "max-bandwidth": 5, "xbzrle-cache-size": 5000 }), "xbzrle-cache-size"),
+        (json!({ "max-bandwidth": -1 }), "'max-bandwidth' expects uint64"),
+        (json!({ "max-bandwidth": "5M" }), "'max-bandwidth' expects uint64"),
+    ] {
+        let refusal = vmm.refusal("migrate-set-parameters", wanted.clone());
+        assert!(refusal.contains(name), "{wanted}: {refusal}");
+        assert_eq!(vmm.execute("query-migrate-parameters", Value::Null), before, "{wanted}");
+    }
+}
+
+#[test]
+fn capabilities_are_switched_all_or_none() {
+    let Some(mut vmm) = idle("capabilities") else { return };
+    let on = |vmm: &mut Vmm| -> Vec<String> {
+        let all = vmm.execute("query-migrate-capabilities", Value::Null);
+        let all = all.as_array().unwrap().clone();
+        assert_eq!(all.len(), 22, "every capability of QEMU 10.0 is listed");
+        let on = all.iter().filter(|entry| entry["state"] == json!(true));
+        on.map(|entry| entry["capability"].as_str().unwrap().to_owned()).collect()
+    };
+    let set = |states: Value| json!({ "capabilities": states });
+    assert_eq!(on(&mut vmm), ["events", "return-path"]);
+    for (states, name) in [
+        (
+            json!([{ "capability": "xbzrle", "state": true }, { "capability": "x-colo", "state": true }]),
+            "x-colo",
+        ),
+        (
+            json!([{ "capability": "xbzrle", "state": true }, { "capability": "fast", "state": true }]),
+            "'fast'",
+        ),
+        (
+            json!([{ "capability": "return-path", "state": false }, { "capability": "switchover-ack", "state": true }]),
+            "switchover-ack",
+        ),
+    ] {
+        let refusal = vmm.refusal("migrate-set-capabilities", set(states));
+        assert!(refusal.contains(name), "{refusal}");
+        assert_eq!(on(&mut vmm), ["events", "return-path"]);
+    }
+    // To switch off what is not there asks for nothing.
+    vmm.execute("migrate-set-capabilities", set(json!([{ "capability": "multifd", "state": false }])));
+    vmm.set_capability("xbzrle", true);
+    assert_eq!(on(&mut vmm), ["xbzrle", "events", "return-path"]);
+}
+
+#[test]
+fn a_running_migration_obeys_new_parameters() {
+    let Some(kind) = any_kind("parameters while running") else { return };
+    let (mut source, mut destination) = (Vmm::running(kind), Vmm::incoming(kind));
+    source.hold_back();
+    let uri = destination.listen("tcp");
+    source.migrate(&uri);
+    source.wait("active");
+    // A value that is refused does not reach the migration either.
+    source.refusal("migrate-set-parameters", json!({ "max-bandwidth": 0, "downtime-limit": 2_000_001 }));
+    assert_eq!(source.query_migrate()["status"], "active");
+    source.let_go();
+    source.wait("completed");
+    destination.wait("completed");
+}
+
+#[test]
+fn deltas_are_counted_when_they_are_on() {
+    let Some(kind) = any_kind("xbzrle") else { return };
+    let (mut source, mut destination) = (Vmm::running(kind), Vmm::incoming(kind));
+    source.set_capability("xbzrle", true);
+    source.set_capability("pause-before-switchover", true);
+    let uri = destination.listen("unix");
+    source.migrate(&uri);
+    source.wait("pre-switchover");
+    assert_eq!(source.query_migrate()["xbzrle-cache"]["cache-size"], json!(64 << 20));
+    source.execute("migrate-continue", json!({ "state": "pre-switchover" }));
+    source.wait("completed");
+    let info = source.query_migrate();
+    assert_eq!(info["ram"]["remaining"], 0);
+    assert_eq!(info["ram"]["total"], crate::ring::MEMORY.0);
+}
+
+#[test]
+fn going_on_needs_the_state_that_it_names() {
+    let Some(kind) = any_kind("migrate-continue") else { return };
+    let (mut source, mut destination) = (Vmm::running(kind), Vmm::incoming(kind));
+    let go_on = json!({ "state": "pre-switchover" });
+    assert_eq!(source.refusal("migrate-continue", go_on.clone()), "Migration not in expected state: none");
+    source.hold_back();
+    let uri = destination.listen("unix");
+    source.migrate(&uri);
+    source.wait("active");
+    assert_eq!(source.refusal("migrate-continue", go_on.clone()), "Migration not in expected state: active");
+    let refusal = source.refusal("migrate-continue", json!({ "state": "soon" }));
+    assert_eq!(refusal, "Parameter 'state' does not accept value 'soon'");
+    source.let_go();
+    source.wait("completed");
+    assert_eq!(source.refusal("migrate-continue", go_on), "Migration not in expected state: completed");
+}
