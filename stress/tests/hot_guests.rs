@@ -97,7 +97,7 @@ impl Turn {
         Self {
             route: [Route::SocketPair, Route::Tcp, Route::Unix][number % 3],
             xbzrle: number / 3 % 2 == 1,
-            return_path: number / 6 % 2 == 0,
+            return_path: number % 12 < 6,
         }
     }
 

@@ -164,6 +164,11 @@ impl Qemu {
         ram_file(self.folder.path())
     }
 
+    /// The client of its monitor, which has capability `events` on.
+    pub fn monitor(&mut self) -> &mut Client {
+        &mut self.monitor
+    }
+
     /// Any monitor command; its return value.
     ///
     /// # Errors
