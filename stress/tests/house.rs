@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("limosa-protocol", 2),
     ("limosa-ram", 3),
     ("limosa-transport", 4),
+    ("limosa-multifd", 5),
     ("limosa-engine", 6),
     ("limosa", 7),
     ("limosa-qmp", 7),

@@ -1,0 +1,161 @@
+//! The receiving end.
+
+mod barrier;
+mod channel;
+mod sink;
+
+use crate::error::{Connection, ReceiveError, ReceiveFailure};
+use crate::shutdown::ChannelsShutdown;
+use crate::statistics::{ChannelCounters, ChannelStatistics};
+use barrier::Barrier;
+use channel::Channel;
+use limosa_transport::{LinkReader, ShutdownHandle};
+use limosa_wire::multifd::{Compression, InitPacket};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+pub use sink::{PageSink, PlaceError, RamSink};
+
+/// How long a channel may be silent while the main channel waits for its SYNC packet. A packet of 128 pages takes
+/// half a second at 10 Mbit/s, so this is for a peer that has lost its place, not for a slow one.
+pub const SYNC_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How pages are received.
+#[derive(Clone, Debug)]
+pub struct ReceiveConfig {
+    /// UUID of the virtual machine; zeros if it has none. Every channel must say the same.
+    pub uuid: [u8; 16],
+    /// How packets must be compressed: [`Compression::None`], [`Compression::Zlib`] or [`Compression::Zstd`].
+    pub compression: Compression,
+    /// How long a channel may be silent before a SYNC packet that the main channel waits for.
+    pub sync_patience: Duration,
+    /// Shut down when a channel fails: a link, usually the main one, whose reader must hear of it.
+    pub on_failure: Option<ShutdownHandle>,
+}
+
+/// A connection that carries pages.
+#[derive(Debug)]
+pub struct ReceiveLink {
+    /// What comes in on it.
+    pub reader: LinkReader,
+    /// The init packet, if it has been taken from the link already to tell what the connection is for.
+    pub init: Option<InitPacket>,
+}
+
+/// The receiving end of all channels. Dropping it ends the links under their threads.
+///
+/// Memory: 512 KiB per channel, and 1 MiB more beside the decompressor's own with a codec, whatever the peer sends.
+#[derive(Debug)]
+pub struct ReceiveChannels {
+    barrier: Arc<Barrier>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Arc<[ChannelCounters]>,
+    shutdown: ChannelsShutdown,
+}
+
+impl Default for ReceiveConfig {
+    fn default() -> Self {
+        Self { uuid: [0; 16], compression: Compression::None, sync_patience: SYNC_PATIENCE, on_failure: None }
+    }
+}
+
+impl ReceiveLink {
+    /// A link from which nothing was taken.
+    pub fn new(reader: LinkReader) -> Self {
+        Self { reader, init: None }
+    }
+}
+
+impl ReceiveChannels {
+    /// Starts a channel on each of `links`: all that there will be.
+    ///
+    /// Their numbers, from the init packets, must be those from 0 to the number of links, in any order. What
+    /// comes goes to `sink`. Deadlines are those of the links; a source may be silent for long, and usually there is none.
+    ///
+    /// # Errors
+    /// If a decompressor or a thread cannot be had. What the peer does wrong is told by the calls that follow.
+    ///
+    /// # Panics
+    /// If there are no links or more than [`CHANNELS_MAX`](crate::CHANNELS_MAX), or the method of compression is
+    /// not one of zlib and zstd.
+    pub fn new(
+        links: Vec<ReceiveLink>,
+        sink: Arc<dyn PageSink>,
+        config: ReceiveConfig,
+    ) -> Result<Self, ReceiveError> {
+        assert!((1..=crate::CHANNELS_MAX).contains(&links.len()), "{} channels", links.len());
+        let shutdown = ChannelsShutdown::new(links.iter().map(|link| link.reader.shutdown_handle()));
+        let counters: Arc<[ChannelCounters]> = links.iter().map(|_| ChannelCounters::default()).collect();
+        let barrier =
+            Arc::new(Barrier::new(Arc::clone(&counters), config.sync_patience, config.on_failure.clone()));
+        let mut channels = Self { barrier, threads: Vec::new(), counters, shutdown };
+        for (accepted, link) in links.into_iter().enumerate() {
+            let failed = |failure| ReceiveError {
+                connection: Connection { accepted, channel: None },
+                packet: 0,
+                failure: Arc::new(failure),
+            };
+            let channel =
+                Channel::new(accepted, link, Arc::clone(&sink), &config, Arc::clone(&channels.barrier))
+                    .map_err(failed)?;
+            let thread = Builder::new().name(format!("multifd-receive-{accepted}")).spawn(|| channel.run());
+            channels.threads.push(thread.map_err(|error| failed(ReceiveFailure::Thread(error)))?);
+        }
+        Ok(channels)
+    }
+
+    /// Waits until every channel is at its next synchronisation point, and lets them go on.
+    ///
+    /// To be called by the reader of the main channel at each FLUSH record, or at each end of a section where
+    /// that is the mode. Afterwards all pages that were sent before the point are in the sink.
+    ///
+    /// # Errors
+    /// If a channel has failed, ended, or is silent for too long; never later than that.
+    pub fn wait_sync(&self) -> Result<(), ReceiveError> {
+        self.barrier.wait_all()
+    }
+
+    /// Ends the channels of a migration that the main channel has said is complete, whether the source has ended them
+    /// or not.
+    ///
+    /// # Errors
+    /// If a channel has failed before, or stands at a synchronisation point that the main channel did not name.
+    pub fn close(mut self) -> Result<Vec<ChannelStatistics>, ReceiveError> {
+        let outcome = self.barrier.close();
+        self.shutdown.shutdown();
+        self.join();
+        outcome.map(|()| self.statistics())
+    }
+
+    /// What each channel has done so far, in the order of the links.
+    pub fn statistics(&self) -> Vec<ChannelStatistics> {
+        self.counters.iter().map(ChannelCounters::snapshot).collect()
+    }
+
+    /// The error of the channel that failed first, if one has.
+    pub fn failure(&self) -> Option<ReceiveError> {
+        self.barrier.failure()
+    }
+
+    /// A handle with which any thread can end all channels, and whoever waits for them.
+    pub fn shutdown_handle(&self) -> ChannelsShutdown {
+        self.shutdown.clone()
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic is with the barrier already, as the channel's failure.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ReceiveChannels {
+    fn drop(&mut self) {
+        // Whether it had failed no longer interests anybody.
+        let _ = self.barrier.close();
+        self.shutdown.shutdown();
+        self.join();
+    }
+}

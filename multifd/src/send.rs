@@ -1,0 +1,234 @@
+//! The sending end.
+
+mod channel;
+mod packet;
+mod queue;
+
+use crate::error::{SendError, SendFailure};
+use crate::shutdown::ChannelsShutdown;
+use crate::statistics::{ChannelCounters, ChannelStatistics};
+use channel::Channel;
+use limosa_pages::{BlockId, PageCount, PageRun, RamLayout};
+use limosa_ram::GuestRam;
+use limosa_transport::LinkWriter;
+use limosa_wire::multifd::{Compression, PACKET_PAGES};
+use queue::Queue;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::{Builder, JoinHandle};
+
+/// Most channels: the init packet has a byte for the number, and QEMU has no more either.
+pub const CHANNELS_MAX: usize = 255;
+
+/// Batches that wait in the queue, per channel: one to take when the packet in hand is gone, and one more for
+/// a coordinator that is late. A longer queue would only hold claimed pages for longer.
+const QUEUED_PER_CHANNEL: usize = 2;
+
+/// How pages are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendConfig {
+    /// UUID of the virtual machine; zeros if it has none. The other side compares it with its own.
+    pub uuid: [u8; 16],
+    /// How packets are compressed; the other side must be set to the same method.
+    pub codec: Codec,
+    /// Where zero pages are found.
+    pub zero_detection: ZeroDetection,
+}
+
+/// How the payload of packets is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Codec {
+    /// Pages as they are, straight from guest RAM.
+    #[default]
+    None,
+    /// One zlib stream per channel.
+    Zlib {
+        /// 0 to [`limosa_compress::packet::ZLIB_LEVEL_MAX`].
+        level: u8,
+    },
+    /// One zstd frame per channel.
+    Zstd {
+        /// 0 to [`limosa_compress::packet::ZSTD_LEVEL_MAX`].
+        level: u8,
+    },
+}
+
+/// Where zero pages are found. QEMU's third setting, `legacy`, is `None` here: the main channel has told them already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroDetection {
+    /// In the thread of the channel.
+    #[default]
+    Multifd,
+    /// Nowhere: every page is sent with its bytes.
+    None,
+}
+
+/// Pages of one block that leave in one packet: at most 128, each at most once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SendBatch {
+    /// Block of all runs.
+    pub block: BlockId,
+    /// Pages to look at and to send. The dirty log has forgotten them already (invariant I2). In ascending order, so
+    /// that neighbours go out as one piece.
+    pub content: Vec<PageRun>,
+    /// Pages that the guest has never touched: sent as zero without a look, which would give them memory.
+    pub untouched: Vec<PageRun>,
+}
+
+/// The sending end of all channels. Dropping it ends the links under their threads: the other side sees a loss.
+///
+/// Memory: with a codec 1.5 MiB per channel beside the codec's own; without, a few KiB.
+#[derive(Debug)]
+pub struct SendChannels {
+    queue: Arc<Queue>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<ChannelCounters>>,
+    shutdown: ChannelsShutdown,
+    layout: RamLayout,
+    /// Whether the first synchronisation point is behind us.
+    synced: bool,
+}
+
+impl SendBatch {
+    /// No pages of `block`.
+    pub fn new(block: BlockId) -> Self {
+        Self { block, content: Vec::new(), untouched: Vec::new() }
+    }
+
+    /// Pages in all runs.
+    pub fn pages(&self) -> PageCount {
+        self.content.iter().chain(&self.untouched).map(|run| run.count).sum()
+    }
+
+    /// Empties the batch and keeps its allocations.
+    pub fn clear(&mut self) {
+        self.content.clear();
+        self.untouched.clear();
+    }
+}
+
+impl Codec {
+    /// What the packets say.
+    pub const fn compression(self) -> Compression {
+        match self {
+            Self::None => Compression::None,
+            Self::Zlib { .. } => Compression::Zlib,
+            Self::Zstd { .. } => Compression::Zstd,
+        }
+    }
+}
+
+impl SendChannels {
+    /// Starts a channel on each of `links`, in this order; each sends its init packet at once.
+    ///
+    /// Deadlines are those of the links. A link is idle while the guest writes less than it can carry.
+    ///
+    /// # Errors
+    /// If a codec or a thread cannot be had.
+    ///
+    /// # Panics
+    /// If there are no links or more than [`CHANNELS_MAX`], or the codec does not have the level.
+    pub fn new(links: Vec<LinkWriter>, ram: GuestRam, config: SendConfig) -> Result<Self, SendError> {
+        assert!((1..=CHANNELS_MAX).contains(&links.len()), "{} channels", links.len());
+        let queue = Arc::new(Queue::new(links.len(), links.len() * QUEUED_PER_CHANNEL));
+        let shutdown = ChannelsShutdown::new(links.iter().map(LinkWriter::shutdown_handle));
+        let counters = links.iter().map(|_| Arc::default()).collect();
+        let layout = ram.layout().clone();
+        let mut channels = Self { queue, threads: Vec::new(), counters, shutdown, layout, synced: false };
+        let numbers = Arc::new(AtomicU64::new(0));
+        for (number, link) in links.into_iter().enumerate() {
+            let failed = |failure| SendError { channel: number as u8, packet: 0, failure: Arc::new(failure) };
+            let channel = Channel::new(
+                number as u8,
+                link,
+                ram.clone(),
+                config,
+                Arc::clone(&channels.queue),
+                Arc::clone(&channels.counters[number]),
+                Arc::clone(&numbers),
+            )
+            .map_err(failed)?;
+            let thread = Builder::new().name(format!("multifd-send-{number}")).spawn(|| channel.run());
+            channels.threads.push(thread.map_err(|error| failed(SendFailure::Thread(error)))?);
+        }
+        Ok(channels)
+    }
+
+    /// Hands `batch` to whichever channel is free first, and leaves an empty batch in its place. Waits while the queue
+    /// is full. An empty batch is not sent.
+    ///
+    /// # Errors
+    /// If a channel has failed, also while waiting.
+    ///
+    /// # Panics
+    /// Before the first [`Self::sync`], if there are more than 128 pages, or a run leaves the block.
+    pub fn submit(&mut self, batch: &mut SendBatch) -> Result<(), SendError> {
+        assert!(self.synced, "the other side takes no page before the first synchronisation point");
+        let pages = batch.pages();
+        assert!(pages.0 <= PACKET_PAGES as u64, "{pages} pages do not fit into a packet");
+        let layout = self.layout.block(batch.block);
+        for &run in batch.content.iter().chain(&batch.untouched) {
+            assert!(layout.contains(run), "{run:?} leaves {}", layout.name);
+        }
+        self.queue.submit(batch)
+    }
+
+    /// Makes every channel send one SYNC packet behind everything that was submitted; returns when all are
+    /// written to their links.
+    ///
+    /// The other side reads no further on any channel before it has the FLUSH record of the main channel. That record
+    /// must have left, not only be in a buffer, before [`Self::submit`] is called again.
+    ///
+    /// # Errors
+    /// If a channel has failed.
+    pub fn sync(&mut self) -> Result<(), SendError> {
+        self.synced = true;
+        self.queue.sync()
+    }
+
+    /// Ends the links after everything that was submitted. Only for a migration that has completed: a channel that
+    /// ends early is a failure to the other side.
+    ///
+    /// # Errors
+    /// If a channel has failed.
+    pub fn close(mut self) -> Result<Vec<ChannelStatistics>, SendError> {
+        self.queue.close();
+        self.join();
+        self.queue.failure().map_or_else(|| Ok(self.statistics()), Err)
+    }
+
+    /// What each channel has done so far, by number.
+    pub fn statistics(&self) -> Vec<ChannelStatistics> {
+        self.counters.iter().map(|counters| counters.snapshot()).collect()
+    }
+
+    /// Batches that wait for a channel.
+    pub fn queued(&self) -> usize {
+        self.queue.depth()
+    }
+
+    /// The error of the channel that failed first, if one has.
+    pub fn failure(&self) -> Option<SendError> {
+        self.queue.failure()
+    }
+
+    /// A handle with which any thread can end all channels, and whoever waits for them.
+    pub fn shutdown_handle(&self) -> ChannelsShutdown {
+        self.shutdown.clone()
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic is in the queue already, as the channel's failure.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for SendChannels {
+    fn drop(&mut self) {
+        self.shutdown.shutdown();
+        self.queue.abort();
+        self.join();
+    }
+}

@@ -1,0 +1,21 @@
+//! Ending all channels from another thread.
+
+use limosa_transport::ShutdownHandle;
+use std::sync::Arc;
+
+/// Ends all channels from any thread: who is blocked in one of them wakes at once, and the owner's calls fail.
+#[derive(Clone, Debug)]
+pub struct ChannelsShutdown {
+    links: Arc<[ShutdownHandle]>,
+}
+
+impl ChannelsShutdown {
+    pub(crate) fn new(links: impl Iterator<Item = ShutdownHandle>) -> Self {
+        Self { links: links.collect() }
+    }
+
+    /// Ends the channels. Bytes on their way may still arrive, or not.
+    pub fn shutdown(&self) {
+        self.links.iter().for_each(ShutdownHandle::shutdown);
+    }
+}

@@ -1,0 +1,91 @@
+//! What each channel has done, readable by any thread at any time.
+
+use limosa_pages::{ByteCount, PageCount};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What one channel has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelStatistics {
+    /// Bytes on its link, headers included.
+    pub bytes: ByteCount,
+    /// Packets, SYNC packets included; the init packet is none.
+    pub packets: u64,
+    /// Pages with their bytes.
+    pub normal: PageCount,
+    /// Pages that are only named as zero.
+    pub zero: PageCount,
+    /// Time inside sends or receives; a receiver spends it also waiting for its peer.
+    pub transferring: Duration,
+    /// Time without work: a sender's for a batch, a receiver's at synchronisation points.
+    pub waiting: Duration,
+}
+
+/// The live form.
+#[derive(Debug, Default)]
+pub(crate) struct ChannelCounters {
+    bytes: AtomicU64,
+    packets: AtomicU64,
+    normal: AtomicU64,
+    zero: AtomicU64,
+    transferring_nanoseconds: AtomicU64,
+    waiting_nanoseconds: AtomicU64,
+}
+
+impl ChannelCounters {
+    /// The values now. They are read one after the other: sums may be off by what happens meanwhile.
+    pub(crate) fn snapshot(&self) -> ChannelStatistics {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ChannelStatistics {
+            bytes: ByteCount(value(&self.bytes)),
+            packets: value(&self.packets),
+            normal: PageCount(value(&self.normal)),
+            zero: PageCount(value(&self.zero)),
+            transferring: Duration::from_nanos(value(&self.transferring_nanoseconds)),
+            waiting: Duration::from_nanos(value(&self.waiting_nanoseconds)),
+        }
+    }
+
+    /// Packets so far.
+    pub(crate) fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_bytes(&self, bytes: usize) {
+        add(&self.bytes, bytes as u64);
+    }
+
+    pub(crate) fn count_packet(&self, normal: usize, zero: usize) {
+        add(&self.normal, normal as u64);
+        add(&self.zero, zero as u64);
+        add(&self.packets, 1);
+    }
+
+    /// Makes `call` and counts its time as transferring.
+    pub(crate) fn transferring<T>(&self, call: impl FnOnce() -> T) -> T {
+        timed(&self.transferring_nanoseconds, call)
+    }
+
+    /// Makes `call` and counts its time as waiting.
+    pub(crate) fn waiting<T>(&self, call: impl FnOnce() -> T) -> T {
+        timed(&self.waiting_nanoseconds, call)
+    }
+}
+
+fn timed<T>(counter: &AtomicU64, call: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = call();
+    // 2^64 nanoseconds are 584 years.
+    add(counter, start.elapsed().as_nanos() as u64);
+    result
+}
+
+/// Adds without ordering: counters are read for display and estimates only.
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
