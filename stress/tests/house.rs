@@ -95,9 +95,14 @@ fn unsafe_code_lives_in_the_islands_only() {
         let allowed = ISLANDS.contains(&name.as_str());
         for file in sources(&folder.join("src")) {
             let text = std::fs::read_to_string(&file).unwrap();
-            let is_root = ["lib.rs", "main.rs"].iter().any(|root| file.ends_with(Path::new("src").join(root)));
+            let is_root =
+                ["lib.rs", "main.rs"].iter().any(|root| file.ends_with(Path::new("src").join(root)));
             if is_root && !allowed {
-                assert!(text.contains("#![forbid(unsafe_code)]"), "{} does not forbid unsafe", file.display());
+                assert!(
+                    text.contains("#![forbid(unsafe_code)]"),
+                    "{} does not forbid unsafe",
+                    file.display()
+                );
             }
             if text.contains("allow(unsafe_code") {
                 assert!(allowed, "{} is no island", file.display());
