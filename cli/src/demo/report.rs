@@ -233,3 +233,68 @@ fn time(microseconds: u64) -> String {
         _ => format!("{:.3} s", microseconds as f64 / 1e6),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Ordered {
+        #[command(flatten)]
+        machine: MachineOptions,
+        #[command(flatten)]
+        dirtier: DirtierOptions,
+    }
+
+    fn ordered(words: &[&str]) -> Ordered {
+        Ordered::parse_from(["demo"].iter().chain(words))
+    }
+
+    #[test]
+    fn a_guest_without_kvm_is_announced_with_the_reason() {
+        let Ordered { machine, dirtier } = ordered(&["--guest=process", "--memory=2G", "--dirty-rate=max"]);
+        let reason = KvmUnusable::Device(std::io::Error::from(std::io::ErrorKind::NotFound));
+        let heading = heading(&machine, &dirtier, Some(&reason));
+        let (first, second) = heading.split_once('\n').expect("two lines");
+        assert_eq!(first, format!("No KVM here ({reason}): the guest is a process guest."));
+        assert_eq!(
+            second,
+            "Moving a process guest with 2.0 GiB of RAM and 1 vCPU that writes as fast as it can over 2.0 GiB."
+        );
+    }
+
+    #[test]
+    fn a_demonstration_fills_in_what_was_not_said() {
+        let Ordered { machine, mut dirtier } = ordered(&["--guest=kvm", "--memory=100M", "--vcpus=2"]);
+        dirtier.fill_in_for_demo(machine.memory);
+        assert_eq!(
+            heading(&machine, &dirtier, None),
+            "Moving a KVM guest with 100.0 MiB of RAM and 2 vCPUs that writes 20000 pages/s over 50.0 MiB."
+        );
+        assert!(dirtier.arguments().contains(&"--prefill=mixed".to_owned()));
+
+        let Ordered { machine, mut dirtier } = ordered(&["--prefill=none", "--working-set=1M"]);
+        dirtier.fill_in_for_demo(machine.memory);
+        assert!(dirtier.arguments().contains(&"--prefill=none".to_owned()));
+        assert!(dirtier.arguments().contains(&"--working-set=1048576".to_owned()));
+    }
+
+    fn verification(pages_bad: u64, pages_in_flight: u64) -> Verification {
+        let faults = (0..pages_bad).map(|page| format!("page {page}: Missing")).collect();
+        Verification { clean: pages_bad == 0, pages_checked: 100, pages_in_flight, pages_bad, faults }
+    }
+
+    #[test]
+    fn the_verdict_says_how_many_pages_are_right_or_which_are_wrong() {
+        let verdict = |verification| {
+            let mut out = String::new();
+            write_verdict(&mut out, &verification).expect("a String takes every text");
+            out
+        };
+        assert_eq!(verdict(verification(0, 0)), "memory         100 pages checked, and every one is right\n");
+        assert!(verdict(verification(0, 2)).ends_with("in the middle of 2 more when it was paused\n"));
+        let wrong = verdict(verification(2, 0));
+        assert!(wrong.contains("2 of 100 pages are WRONG") && wrong.contains("page 1: Missing"), "{wrong}");
+    }
+}

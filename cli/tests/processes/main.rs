@@ -1,0 +1,5 @@
+//! The real binary: `limosa vmm` and `limosa demo` as processes, with their exit codes and what they leave behind.
+
+mod demo;
+mod process;
+mod vmm;
