@@ -1,6 +1,7 @@
 //! Hosts as their clients see them: QMP over a unix socket, whole migrations driven as an operator drives them.
 
 mod arrivals;
+mod doubt;
 mod life;
 mod memory;
 #[path = "../ring/mod.rs"]
