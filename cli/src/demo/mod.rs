@@ -196,7 +196,7 @@ fn warm_up(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
 /// Shows a bar until the migration has ended; an error unless it is completed.
 fn follow(source: &mut Vmm, deadline: Instant, options: &Options) -> Result<(), DemoError> {
     let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    let style = "  {bar:40} {bytes}/{total_bytes}  {msg}";
+    let style = "  {bar:28} {bytes}/{total_bytes}  {msg}";
     bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
     loop {
         let info: MigrationInfo = source.query("query-migrate")?;
