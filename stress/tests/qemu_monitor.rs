@@ -226,24 +226,15 @@ fn story_until(client: &mut Client, status: &str) -> Value {
     }
 }
 
-/// The life of a guest that moves, with questions and mistakes on the way.
-fn a_migration(pair: &mut impl Pair) -> Dialogue {
-    let mut dialogue = Dialogue::default();
-    let uri = format!("unix:{}", pair.stream().display());
-    story(pair.source());
-    story(pair.destination());
-    dialogue.ask_both("idle", pair);
-    let away = json!({ "uri": "tcp:127.0.0.1:1" });
-    dialogue.try_out(pair.destination(), "migrate", away.clone());
-    for arguments in [
-        json!({}),
-        json!({ "uri": 1 }),
-        json!({ "resume": true, "uri": "tcp:127.0.0.1:1" }),
-        json!({ "uri": "tcp:127.0.0.1:1", "no-such-argument": 1 }),
-    ] {
-        dialogue.try_out(pair.source(), "migrate", arguments);
-    }
+/// Commands that cannot be carried out, or have nothing to do, before anything moves.
+fn mistakes(pair: &mut impl Pair, dialogue: &mut Dialogue) {
+    let nowhere = "tcp:127.0.0.1:1";
+    dialogue.try_out(pair.destination(), "migrate", json!({ "uri": nowhere }));
     for (command, arguments) in [
+        ("migrate", json!({})),
+        ("migrate", json!({ "uri": 1 })),
+        ("migrate", json!({ "uri": nowhere, "resume": true })),
+        ("migrate", json!({ "uri": nowhere, "no-such-argument": 1 })),
         ("migrate-continue", json!({ "state": "pre-switchover" })),
         ("migrate-continue", json!({ "state": "soon" })),
         ("migrate_cancel", json!({})),
@@ -256,6 +247,17 @@ fn a_migration(pair: &mut impl Pair) -> Dialogue {
     ] {
         dialogue.try_out(pair.source(), command, arguments);
     }
+}
+
+/// The life of a guest that moves, with questions and mistakes on the way.
+fn a_migration(pair: &mut impl Pair) -> Dialogue {
+    let mut dialogue = Dialogue::default();
+    let uri = format!("unix:{}", pair.stream().display());
+    let away = json!({ "uri": "tcp:127.0.0.1:1" });
+    story(pair.source());
+    story(pair.destination());
+    dialogue.ask_both("idle", pair);
+    mistakes(pair, &mut dialogue);
 
     pair.destination().execute("migrate-incoming", json!({ "uri": uri })).expect("it listens");
     set_capability(pair.source(), "return-path", true);
