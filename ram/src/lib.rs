@@ -49,3 +49,4 @@ pub use populated::{Evidence, Populated};
 pub use scatter::Scatter;
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::blocks_of;
+pub use zero::is_zero;

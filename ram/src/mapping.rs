@@ -5,13 +5,13 @@
 //! references: the guest, the kernel and other threads write the same bytes at any time.
 #![allow(unsafe_code, reason = "mmap, munmap and arithmetic on mapped pointers")]
 
+use limosa_pages::PAGE_BYTES;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// A huge page of x86-64, and where mappings begin, so that the kernel can use them.
 const HUGE_PAGE: usize = 2 << 20;
@@ -123,18 +123,20 @@ impl Drop for Mapping {
 
 /// Allocates `length` bytes of mapped memory at `start`, in whole pages.
 ///
-/// Every stretch that can be a huge page gets its first page by a read, because an empty one cannot be collapsed, and
-/// is then collapsed into one; what cannot is allocated page by page.
+/// Every stretch that can be a huge page has its first page written to without a change. In private memory, advised as
+/// it is here, that allocates the huge page; a file gets one small page, which is enough to be collapsed into a huge one
+/// (an empty stretch, or one of shared zero pages, cannot be). What cannot be huge is allocated page by page.
 pub(crate) fn preallocate(start: NonNull<u8>, length: usize) -> io::Result<()> {
     let end = start.addr().get() + length;
+    // SAFETY: the range is mapped, by the caller; the advice changes no byte. It is refused where there are no huge pages.
+    let _ = unsafe { madvise(start.cast(), length, MmapAdvise::MADV_HUGEPAGE) };
     let mut at = start;
     while at.addr().get() < end {
         let whole = at.addr().get().is_multiple_of(HUGE_PAGE) && end - at.addr().get() >= HUGE_PAGE;
         let step = (HUGE_PAGE - at.addr().get() % HUGE_PAGE).min(end - at.addr().get());
-        // SAFETY: the stretch is mapped, by the caller; a volatile read of a byte others may write, and advice that
-        // changes no byte.
+        // SAFETY: the stretch is mapped, by the caller, in whole pages; advice that changes no byte.
         unsafe {
-            let _touched = at.read_volatile();
+            madvise(at.cast(), PAGE_BYTES, MmapAdvise::MADV_POPULATE_WRITE)?;
             let collapsed = whole && libc::madvise(at.as_ptr().cast(), step, libc::MADV_COLLAPSE) == 0;
             if !collapsed {
                 madvise(at.cast(), step, MmapAdvise::MADV_POPULATE_WRITE)?;

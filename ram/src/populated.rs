@@ -8,9 +8,17 @@ use crate::block::Backing;
 use crate::pagemap::{Category, Pagemap, Request};
 use limosa_pages::{DirtyBitmap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+
+/// A hole page that is read costs 0.2 microseconds, a page that is there 0.06 to search: at one hole in 64 pages the
+/// search costs 0.06 x 64 / 0.2 = 19 times what it spares.
+const HOLES_WORTH_FINDING: u64 = 64;
+
+/// The unit of `st_blocks`, whatever the file system's own.
+const STATUS_BLOCK: u64 = 512;
 
 /// The pages of a block that may hold anything but zero. All others are zero and were never written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +34,7 @@ pub enum Evidence {
     FileHoles,
     /// The page tables, by `PAGEMAP_SCAN`.
     PageTables,
-    /// Nobody: the kernel cannot tell, so every page counts as populated.
+    /// Nobody: the kernel cannot tell, or next to none is missing. Every page counts as populated.
     Unknown,
 }
 
@@ -100,13 +108,27 @@ impl Populated {
     }
 }
 
-/// What the file says; everything, if it does not know holes.
+/// What the file says; everything, if it does not know holes, or has next to none.
+///
+/// A search costs 60 ns for each page that is there: 30 ms per GiB of a full file, twice with some logs, before the first
+/// byte is sent. That is more than reading the few pages which it might spare.
 pub(crate) fn by_seeking(file: BorrowedFd<'_>, offset: u64, whole: PageRun) -> Populated {
+    if is_nearly_full(file) {
+        return Populated::everything(whole, Evidence::Unknown);
+    }
     let mut populated = Populated::nothing(Evidence::FileHoles);
     match each_extent(file, offset, whole, |data| populated.push(data)) {
         Ok(()) => populated,
         Err(_) => Populated::everything(whole, Evidence::Unknown),
     }
+}
+
+/// Whether fewer than one byte in [`HOLES_WORTH_FINDING`] of the file is a hole, by the kernel's count of its blocks.
+fn is_nearly_full(file: BorrowedFd<'_>) -> bool {
+    fstat(file).is_ok_and(|status| {
+        let (size, allocated) = (status.st_size as u64, status.st_blocks as u64 * STATUS_BLOCK);
+        size - size / HOLES_WORTH_FINDING < allocated
+    })
 }
 
 /// What the page tables of private anonymous memory at `base` say; everything, if the kernel is too old to ask.

