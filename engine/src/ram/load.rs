@@ -1,6 +1,7 @@
 //! The receiving half: page records in, guest RAM out.
 
 use super::counters::{RamCounters, RamStatistics, add};
+use super::preallocation::Preallocation;
 use crate::error::LoadFault;
 use crate::stream::StreamReader;
 use limosa_compress::xbzrle;
@@ -17,6 +18,7 @@ pub(crate) struct RamLoad {
     received: ReceivedMap,
     /// A bit for each page that had memory behind it when the migration began; the others are zero until received.
     populated: DirtyMap,
+    preallocation: Preallocation,
     /// The block list has come and fits.
     agreed: bool,
     /// The block of the latest record.
@@ -35,6 +37,7 @@ impl RamLoad {
             received: ReceivedMap::empty(ram.layout()),
             decoder: RamDecoder::new(RamContext::new()),
             populated,
+            preallocation: Preallocation::of(&ram),
             agreed: false,
             block: None,
             page: Box::new([0; PAGE_BYTES]),
@@ -56,6 +59,7 @@ impl RamLoad {
                 }
                 RamItem::Page(address) => {
                     let (block, page) = self.locate(address)?;
+                    self.preallocation.before_content(&self.ram, block, page);
                     let bytes = input.take(PAGE_BYTES)?;
                     self.ram.block(block).copy_in(page.byte_offset(), bytes);
                     self.mark(block, page);

@@ -3,6 +3,8 @@
 mod counters;
 mod handler;
 mod load;
+mod preallocation;
+mod records;
 mod save;
 mod xbzrle_cache;
 
