@@ -1,6 +1,7 @@
 //! What can keep a migration from being measured.
 
 use limosa_qmp::QmpError;
+use limosa_ram::RamError;
 use limosa_vmm::VmmError;
 use serde_json::Value;
 use std::io;
@@ -22,6 +23,9 @@ pub enum BenchError {
     /// The memory file could not be filled.
     #[error("filling the memory file")]
     Fill(#[from] VmmError),
+    /// The memory that the destination will need is not there.
+    #[error("touching the destination's memory in advance")]
+    Memory(#[from] RamError),
     /// A program did not start.
     #[error("starting {program}")]
     Spawn {

@@ -145,10 +145,8 @@ impl Program for Qemu {
         let mut command = self.machine(scenario, ",memory-backend=microvm.ram", monitor, folder)?;
         let bytes = scenario.memory.0;
         // Named as the block is named that the destination has by default.
-        let object = format!(
-            "memory-backend-file,id=microvm.ram,size={bytes},share=on,mem-path={}",
-            memory.display()
-        );
+        let object =
+            format!("memory-backend-file,id=microvm.ram,size={bytes},share=on,mem-path={}", memory.display());
         command.args(["-object", &object]);
         Ok(command)
     }

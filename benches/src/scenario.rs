@@ -58,7 +58,12 @@ pub const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "idle-text-2g", content: Content::Text, ..IDLE_RANDOM_2G },
     Scenario { name: "idle-mixed-2g", content: Content::Mixed, ..IDLE_RANDOM_2G },
     Scenario { name: "busy-random-2g", busy: Some(BUSY), ..IDLE_RANDOM_2G },
-    Scenario { name: "process-busy-random-2g", busy: Some(BUSY), guest: GuestKind::Process, ..IDLE_RANDOM_2G },
+    Scenario {
+        name: "process-busy-random-2g",
+        busy: Some(BUSY),
+        guest: GuestKind::Process,
+        ..IDLE_RANDOM_2G
+    },
 ];
 
 impl Scenario {

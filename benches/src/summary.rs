@@ -23,12 +23,14 @@ pub struct Summary<'a> {
 /// A row of the table: a name, a figure, and how many decimals of it mean something.
 type Row = (&'static str, fn(&Measurement) -> f64, usize);
 
-const ROWS: [Row; 5] = [
+const ROWS: [Row; 7] = [
     ("total time, ms", |one| one.total_ms as f64, 0),
     ("wall clock, ms", |one| one.wall_ms, 0),
     ("downtime, ms", |one| one.downtime_ms, 1),
     ("transferred, MB", |one| one.transferred as f64 / 1e6, 1),
     ("guest RAM, GB/s", |one| one.guest_gb_per_s, 2),
+    ("source CPU, ms", |one| one.source_cpu_ms, 0),
+    ("destination CPU, ms", |one| one.destination_cpu_ms, 0),
 ];
 
 impl Spread {
@@ -64,7 +66,7 @@ impl<'a> Summary<'a> {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<18}{:>26}{:>26}{:>8}", "median [range]", "limosa", "qemu", "ratio")?;
+        writeln!(f, "{:<20}{:>26}{:>26}{:>8}", "median [range]", "limosa", "qemu", "ratio")?;
         for (name, figure, decimals) in ROWS {
             let cell = |program| match self.spread(program, figure) {
                 Some(Spread { median, least, most }) => {
@@ -73,7 +75,7 @@ impl fmt::Display for Summary<'_> {
                 None => "-".to_owned(),
             };
             let ratio = self.ratio(figure).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-            writeln!(f, "{name:<18}{:>26}{:>26}{ratio:>8}", cell("limosa"), cell("qemu"))?;
+            writeln!(f, "{name:<20}{:>26}{:>26}{ratio:>8}", cell("limosa"), cell("qemu"))?;
         }
         Ok(())
     }

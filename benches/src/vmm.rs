@@ -10,12 +10,17 @@ use std::time::{Duration, Instant};
 /// How long a program may take until its monitor listens: it maps gigabytes and starts a guest, no more.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What one tick of a process's clock is, in every Linux of this architecture: `USER_HZ` is 100.
+const TICK: Duration = Duration::from_millis(10);
+/// Fields of `/proc/PID/stat` after the name: `utime` and `stime` are the 14th and 15th of all.
+const USER_TIME_FIELD: usize = 11;
+
 /// A running VMM; killed when dropped.
 pub(crate) struct Vmm {
     who: &'static str,
     monitor: Client,
     // Dropped last: a monitor that closes first leaves nothing to complain about.
-    _child: Process,
+    child: Process,
 }
 
 /// A child that does not outlive its owner.
@@ -30,18 +35,32 @@ impl Vmm {
             let program = command.get_program().into();
             BenchError::Spawn { program, source }
         })?);
-        let monitor = child
-            .connect(socket)
-            .map_err(|source| BenchError::Monitor { who, during: "connecting", source })?;
-        Ok(Self { who, monitor, _child: child })
+        let monitor = child.connect(socket).map_err(|source| BenchError::Monitor {
+            who,
+            during: "connecting",
+            source,
+        })?;
+        Ok(Self { who, monitor, child })
+    }
+
+    /// Processor time that the process has used, all threads together; to 10 ms.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.0.id())).unwrap_or_default();
+        // The name is in brackets and may hold anything, brackets too.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        let ticks: u32 =
+            fields.skip(USER_TIME_FIELD).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).sum();
+        TICK * ticks
     }
 
     /// Any command; its answer.
     pub(crate) fn execute(&mut self, command: &'static str, arguments: Value) -> Result<Value, BenchError> {
         let who = self.who;
-        self.monitor
-            .execute(command, arguments)
-            .map_err(|source| BenchError::Monitor { who, during: command, source })
+        self.monitor.execute(command, arguments).map_err(|source| BenchError::Monitor {
+            who,
+            during: command,
+            source,
+        })
     }
 
     /// Waits until a migration has ended, and returns its last status.
