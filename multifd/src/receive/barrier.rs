@@ -73,13 +73,16 @@ impl Barrier {
         Ok(())
     }
 
-    /// A channel has come to a synchronisation point: waits until the main channel has, too. `false` if there is no
-    /// reason to read on.
-    pub(super) fn arrive(&self, accepted: usize) -> bool {
-        let mut state = self.state.lock();
-        state.channels[accepted].points += 1;
-        let point = state.channels[accepted].points;
+    /// A channel has come to its next synchronisation point.
+    pub(super) fn arrive(&self, accepted: usize) {
+        self.state.lock().channels[accepted].points += 1;
         self.arrived.notify_one();
+    }
+
+    /// Waits until the main channel has come there, too. `false` if there is no reason to read on.
+    pub(super) fn wait_release(&self, accepted: usize) -> bool {
+        let mut state = self.state.lock();
+        let point = state.channels[accepted].points;
         while state.passed < point && state.failure.is_none() && !state.closed {
             self.released.wait(&mut state);
         }

@@ -88,14 +88,15 @@ impl Channel {
         let mut bytes = Box::new([0; PagesHeader::BYTES]);
         while let Some(header) = self.read_header(&mut bytes)? {
             self.receive_pages(&header)?;
+            if header.sync {
+                self.points += 1;
+                self.barrier.arrive(self.accepted);
+            }
             let counters = self.barrier.counters(self.accepted);
             counters.count_bytes(PagesHeader::BYTES + header.payload_bytes());
             counters.count_packet(header.normal().len(), header.zero().len());
-            if header.sync {
-                self.points += 1;
-                if !counters.waiting(|| self.barrier.arrive(self.accepted)) {
-                    break;
-                }
+            if header.sync && !counters.waiting(|| self.barrier.wait_release(self.accepted)) {
+                break;
             }
         }
         Ok(())
