@@ -3,7 +3,8 @@
 //! [`SendChannels`] has one thread per channel, and a thread owns its link. The coordinator hands out batches of
 //! pages through one bounded queue; whoever is free takes the next, so a slow channel gets less. Without a codec a
 //! packet leaves straight from guest RAM, in one system call if the kernel takes it; with one it is made from a
-//! private copy. [`ReceiveChannels`] has one thread per channel too, and puts what comes into a [`PageSink`].
+//! private copy. [`ReceiveChannels`] has one thread per channel too, receives
+//! straight into guest RAM, and tells a [`PageSink`] what has come.
 //!
 //! Channels race each other. What orders them is the synchronisation point: every channel sends a SYNC packet, the main
 //! channel says FLUSH, and the receiving end goes on when it has all of them (invariant I5). A page is sent at most

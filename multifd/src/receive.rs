@@ -45,7 +45,7 @@ pub struct ReceiveLink {
 
 /// The receiving end of all channels. Dropping it ends the links under their threads.
 ///
-/// Memory: 512 KiB per channel, and 1 MiB more beside the decompressor's own with a codec, whatever the peer sends.
+/// Memory: with a codec 1.5 MiB per channel beside the decompressor's own, whatever the peer sends; without, a few KiB.
 #[derive(Debug)]
 pub struct ReceiveChannels {
     barrier: Arc<Barrier>,
@@ -153,8 +153,7 @@ impl ReceiveChannels {
 
 impl Drop for ReceiveChannels {
     fn drop(&mut self) {
-        // Whether it had failed no longer interests anybody.
-        let _ = self.barrier.close();
+        self.barrier.abandon();
         self.shutdown.shutdown();
         self.join();
     }

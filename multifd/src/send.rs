@@ -121,7 +121,8 @@ impl Codec {
 impl SendChannels {
     /// Starts a channel on each of `links`, in this order; each sends its init packet at once.
     ///
-    /// Deadlines are those of the links. A link is idle while the guest writes less than it can carry.
+    /// Deadlines and roles are those of the links: a role is set before a link is split. A link is idle while the guest
+    /// writes less than it can carry.
     ///
     /// # Errors
     /// If a codec or a thread cannot be had.

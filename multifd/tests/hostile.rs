@@ -258,16 +258,21 @@ fn a_failure_ends_the_links_of_its_channel_and_of_whoever_must_know() {
 }
 
 #[test]
-fn dropping_the_receiver_ends_channels_that_read_and_channels_that_wait() {
-    let mut receiver = receiver(3, ReceiveConfig::default());
+fn dropping_the_receiver_ends_channels_that_read_and_channels_that_wait_and_no_other_link() {
+    let (mut main, mut main_peer) = Link::pair().expect("a pair");
+    let on_failure = Some(main.shutdown_handle());
+    let mut receiver = receiver(3, ReceiveConfig { on_failure, ..ReceiveConfig::default() });
     receiver.peers[0].write_all(&[init_packet(0), sync_packet()].concat()).expect("read");
     receiver.peers[1].write_all(&init_packet(1)).expect("read");
+    receiver.wait_for_packets(0, 1);
     drop(receiver.channels);
     for mut peer in receiver.peers {
         // The end, or a reset because of what it had not read.
         let heard = peer.read_some(&mut [0]);
         assert!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
     }
+    main.write_all(&[1]).expect("still open: the source is to be told");
+    main_peer.read_exact(&mut [0]).expect("still open");
 }
 
 #[test]

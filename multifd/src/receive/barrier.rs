@@ -133,8 +133,13 @@ impl Barrier {
     /// A channel has failed. The first failure counts, unless the migration is over.
     pub(super) fn fail(&self, accepted: usize, failure: ReceiveFailure) {
         let mut state = self.state.lock();
-        if !state.closed {
-            self.fail_locked(&mut state, accepted, failure);
+        if state.closed {
+            return;
+        }
+        self.fail_locked(&mut state, accepted, failure);
+        // Other failures are found by the owner's own calls.
+        if let Some(link) = &self.on_failure {
+            link.shutdown();
         }
     }
 
@@ -155,6 +160,12 @@ impl Barrier {
         state.failure.clone().map_or(Ok(()), Err)
     }
 
+    /// The migration is given up: nobody waits any more, and nobody asks how the channels are.
+    pub(super) fn abandon(&self) {
+        self.state.lock().closed = true;
+        self.released.notify_all();
+    }
+
     /// Notes a failure and wakes everybody. Returns the first one.
     fn fail_locked(&self, state: &mut State, accepted: usize, failure: ReceiveFailure) -> ReceiveError {
         let connection = Connection { accepted, channel: state.channels[accepted].number };
@@ -163,9 +174,6 @@ impl Barrier {
         let first = state.failure.get_or_insert(error).clone();
         self.arrived.notify_all();
         self.released.notify_all();
-        if let Some(link) = &self.on_failure {
-            link.shutdown();
-        }
         first
     }
 }

@@ -4,8 +4,8 @@ use super::barrier::Barrier;
 use super::{PageSink, ReceiveConfig, ReceiveLink};
 use crate::error::ReceiveFailure;
 use limosa_compress::PacketDecoder;
-use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageRun};
-use limosa_ram::RamBlock;
+use limosa_pages::{PAGE_BYTES, PageCount, PageRun};
+use limosa_ram::{RamBlock, Scatter};
 use limosa_transport::{LinkReader, ShutdownHandle};
 use limosa_wire::Step;
 use limosa_wire::multifd::{
@@ -21,14 +21,23 @@ pub(super) struct Channel {
     barrier: Arc<Barrier>,
     uuid: [u8; 16],
     compression: Compression,
-    decoder: Option<PacketDecoder>,
-    /// A compressed payload; empty without a codec.
-    payload: Vec<u8>,
-    /// The pages of a packet, on their way from the link or the decoder to the sink.
-    pages: Vec<u8>,
+    decoding: Option<Decoding>,
+    /// Kept between packets for its allocations.
+    scatter: Scatter<'static>,
     runs: Runs,
     /// Synchronisation points so far.
     points: u64,
+}
+
+/// What decompresses the packets of the channel. It has everything that a packet needs but the link, and can therefore
+/// move to where there is a core for it.
+struct Decoding {
+    decoder: PacketDecoder,
+    /// A payload, as it came.
+    payload: Vec<u8>,
+    /// Its pages, on their way to guest RAM: a decompressor reads again what it has written, and a guest's page is not
+    /// ours to read.
+    pages: Vec<u8>,
 }
 
 /// Where the pages of a packet belong; kept for its allocations.
@@ -46,12 +55,6 @@ impl Channel {
         config: &ReceiveConfig,
         barrier: Arc<Barrier>,
     ) -> Result<Self, ReceiveFailure> {
-        let decoder = match config.compression {
-            Compression::None => None,
-            Compression::Zlib => Some(PacketDecoder::zlib()),
-            Compression::Zstd => Some(PacketDecoder::zstd().map_err(ReceiveFailure::NoDecoder)?),
-            other => panic!("{other:?} cannot be decompressed here"),
-        };
         Ok(Self {
             accepted,
             reader: link.reader,
@@ -60,9 +63,8 @@ impl Channel {
             barrier,
             uuid: config.uuid,
             compression: config.compression,
-            payload: vec![0; if decoder.is_some() { MAX_COMPRESSED_BYTES as usize } else { 0 }],
-            decoder,
-            pages: vec![0; PACKET_PAGES * PAGE_BYTES],
+            decoding: Decoding::new(config.compression)?,
+            scatter: Scatter::new(),
             runs: Runs::default(),
             points: 0,
         })
@@ -153,40 +155,74 @@ impl Channel {
         }
         let sink = Arc::clone(&self.sink);
         let unknown = || ReceiveFailure::UnknownBlock { name: name.to_owned() };
-        let block = sink.ram().layout().find(name).ok_or_else(unknown)?;
-        self.runs.locate(sink.ram().block(block), header)?;
-        self.receive_content(header)?;
-        self.place(sink.as_ref(), block)
+        let id = sink.ram().layout().find(name).ok_or_else(unknown)?;
+        let block = sink.ram().block(id);
+        self.runs.locate(block, header)?;
+        match self.decoding.take() {
+            None => self.receive_directly(block)?,
+            Some(mut decoding) => {
+                self.receive_compressed(&mut decoding, block, header)?;
+                self.decoding = Some(decoding);
+            }
+        }
+        self.runs.normal.iter().try_for_each(|&run| sink.place(id, run))?;
+        self.runs.zero.iter().try_for_each(|&run| sink.zero(id, run))?;
+        Ok(())
     }
 
-    /// Fills `pages`.
-    fn receive_content(&mut self, header: &PagesHeader<'_>) -> Result<(), ReceiveFailure> {
+    /// Pages as they are, straight into guest RAM.
+    ///
+    /// Measured against a scratch buffer of 512 KiB and a copy, five interleaved pairs of runs of 4 GiB between two
+    /// threads over TCP loopback, on two cores that other work kept busy. Processor time of the receiving thread, median
+    /// in seconds per GB: neighbouring pages 0.21 direct, 0.26 with scratch; scattered ones 0.27 and 0.29. The best rates of
+    /// the runs did not tell them apart (1.8 to 2.6 and 1.5 to 3.5 GB/s). With two channels both take the same.
+    fn receive_directly(&mut self, block: &RamBlock) -> Result<(), ReceiveFailure> {
+        let mut scatter = std::mem::take(&mut self.scatter).reset();
+        self.runs.normal.iter().for_each(|&run| scatter.pages(block, run));
+        let counters = self.barrier.counters(self.accepted);
+        counters.transferring(|| self.reader.read_scatter(&mut scatter))?;
+        self.scatter = scatter.reset();
+        Ok(())
+    }
+
+    fn receive_compressed(
+        &mut self,
+        decoding: &mut Decoding,
+        block: &RamBlock,
+        header: &PagesHeader<'_>,
+    ) -> Result<(), ReceiveFailure> {
         let bytes = header.normal().len() * PAGE_BYTES;
         if bytes == 0 {
             return Ok(());
         }
+        let Decoding { decoder, payload, pages } = decoding;
+        let payload = &mut payload[..header.payload_bytes()];
         let counters = self.barrier.counters(self.accepted);
-        let Some(decoder) = &mut self.decoder else {
-            return Ok(counters.transferring(|| self.reader.read_exact(&mut self.pages[..bytes]))?);
-        };
-        let payload = &mut self.payload[..header.payload_bytes()];
         counters.transferring(|| self.reader.read_exact(payload))?;
         decoder
-            .decode(payload, &mut self.pages[..bytes])
-            .map_err(|source| ReceiveFailure::Codec { payload: header.payload_bytes(), source })
-    }
-
-    fn place(&self, sink: &dyn PageSink, block: BlockId) -> Result<(), ReceiveFailure> {
-        let mut rest = self.pages.as_slice();
+            .decode(payload, &mut pages[..bytes])
+            .map_err(|source| ReceiveFailure::Codec { payload: header.payload_bytes(), source })?;
+        let mut rest = pages.as_slice();
         for &run in &self.runs.normal {
             let (bytes, behind) = rest.split_at(run.bytes().0 as usize);
-            sink.content(block, run, bytes)?;
+            block.copy_in(run.byte_offset(), bytes);
             rest = behind;
         }
-        for &run in &self.runs.zero {
-            sink.zero(block, run)?;
-        }
         Ok(())
+    }
+}
+
+impl Decoding {
+    /// `None` without a codec.
+    fn new(compression: Compression) -> Result<Option<Self>, ReceiveFailure> {
+        let decoder = match compression {
+            Compression::None => return Ok(None),
+            Compression::Zlib => PacketDecoder::zlib(),
+            Compression::Zstd => PacketDecoder::zstd().map_err(ReceiveFailure::NoDecoder)?,
+            other => panic!("{other:?} cannot be decompressed here"),
+        };
+        let payload = vec![0; MAX_COMPRESSED_BYTES as usize];
+        Ok(Some(Self { decoder, payload, pages: vec![0; PACKET_PAGES * PAGE_BYTES] }))
     }
 }
 

@@ -7,15 +7,15 @@ use thiserror::Error;
 
 /// Where received pages go. All channels use one sink at the same time, each for other pages.
 pub trait PageSink: Send + Sync {
-    /// The memory that the pages are for.
+    /// The memory that the pages are for. Their bytes are received straight into it, through the engine's mapping.
     fn ram(&self) -> &GuestRam;
 
-    /// Places the content of `run`; `bytes` are exactly its bytes, and `run` is inside its block. When it returns, the pages are
-    /// visible, and marked as received only then (invariant I3).
+    /// The bytes of `run`, which is inside its block, are in [`Self::ram`]: makes them visible to the guest, and then
+    /// marks them as received (invariant I3).
     ///
     /// # Errors
     /// If the kernel refuses.
-    fn content(&self, block: BlockId, run: PageRun, bytes: &[u8]) -> Result<(), PlaceError>;
+    fn place(&self, block: BlockId, run: PageRun) -> Result<(), PlaceError>;
 
     /// Makes the pages of `run` zero, and marks them as received.
     ///
@@ -36,7 +36,7 @@ pub struct PlaceError {
     pub source: io::Error,
 }
 
-/// A sink for a guest that does not run yet: pages are written into its memory.
+/// A sink for a guest that does not run yet: what is in its memory is visible.
 pub struct RamSink {
     ram: GuestRam,
     received: ReceivedMap,
@@ -65,9 +65,7 @@ impl PageSink for RamSink {
         &self.ram
     }
 
-    fn content(&self, block: BlockId, run: PageRun, bytes: &[u8]) -> Result<(), PlaceError> {
-        assert_eq!(bytes.len() as u64, run.bytes().0, "the bytes of {run:?}");
-        self.ram.block(block).copy_in(run.byte_offset(), bytes);
+    fn place(&self, block: BlockId, run: PageRun) -> Result<(), PlaceError> {
         self.received.block(block).mark(run);
         Ok(())
     }
