@@ -19,7 +19,7 @@ use thiserror::Error;
 pub const PACKET_PAGES_MAX: usize = 128;
 
 /// Longest payload, either way: twice the pages of a full packet, as much as QEMU has room for. Neither method
-/// needs it: incompressible pages grow by less than one byte in sixteen.
+/// needs it: incompressible pages grow by less than one per cent.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * PACKET_PAGES_MAX * PAGE_BYTES;
 
 /// Highest level of zlib; 0 is no compression at all.
