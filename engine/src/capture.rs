@@ -103,7 +103,7 @@ impl Capture {
         let (configuration, ram) = self.read_live_part()?;
         self.place = Place::End;
         let (devices, description) = self.read_tail()?;
-        let (ram, statistics) = ram.finish();
+        let (ram, statistics) = ram.into_parts();
         Ok(CapturedGuest { configuration, ram, devices, description, statistics })
     }
 
@@ -156,7 +156,7 @@ impl Capture {
         let RamItem::Setup(setup) = self.input.decode(|bytes| decoder.next(bytes))? else {
             return Err(LoadFault::PageBeforeSetup);
         };
-        let mut load = RamLoad::begin(new_memory(&setup)?, Default::default());
+        let mut load = RamLoad::begin(new_memory(&setup)?, Default::default(), None)?;
         load.agree(&setup)?;
         load.read_section(&mut self.input)?;
         Ok(load)

@@ -3,6 +3,7 @@
 use crate::parameters::ParameterError;
 use crate::savevm::{EntryIdentity, SaveVm};
 use crate::vm::VmError;
+use limosa_multifd::{PlaceError, ReceiveError, SendError};
 use limosa_pages::{ByteCount, PageCount};
 use limosa_protocol::LossReason;
 use limosa_ram::{DirtyLogError, RamError};
@@ -60,6 +61,9 @@ pub enum SaveFault {
     /// The guest has no dirty log, so a running guest cannot be followed.
     #[error("the guest has no dirty log; it can receive a migration, not start one")]
     NoDirtyLog,
+    /// A multifd channel failed.
+    #[error(transparent)]
+    Channel(#[from] SendError),
     /// A device refused.
     #[error(transparent)]
     Device(#[from] limosa_vmstate::SaveError),
@@ -126,6 +130,27 @@ pub enum LoadFault {
     /// Guest memory failed.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A multifd channel failed.
+    #[error(transparent)]
+    Channel(#[from] ReceiveError),
+    /// A received page could not be placed.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// A second main stream where channels were expected.
+    #[error("a second migration stream came while its channels were waited for")]
+    SecondStream,
+    /// Channels were asked for where there is one connection only.
+    #[error("a single connection cannot have multifd channels beside it")]
+    SingleConnection,
+    /// The host's operator gave up.
+    #[error("cancelled")]
+    Cancelled,
+    /// A connection that is neither the stream nor one of its channels.
+    #[error("a connection begins with {got:02x?}, which is neither a migration stream nor a channel of one")]
+    Stranger {
+        /// Its first bytes.
+        got: Vec<u8>,
+    },
     /// A device refused its state.
     #[error(transparent)]
     Device(#[from] limosa_vmstate::LoadError),
@@ -284,6 +309,9 @@ pub enum StartError {
     /// The guest could not be asked.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// Channels beside a link that is the only one.
+    #[error("multifd needs an address that takes several connections, tcp or unix")]
+    SingleConnection,
     /// No thread could be had.
     #[error("a thread could not be started")]
     Thread(#[from] std::io::Error),

@@ -23,6 +23,7 @@ mod outgoing;
 mod parameters;
 mod ram;
 mod savevm;
+mod stop;
 mod stream;
 mod thread;
 mod vm;
@@ -30,13 +31,16 @@ mod vmdescription;
 
 pub use capture::{CapturedDevice, CapturedGuest};
 pub use error::{LoadError, LoadFault, NotStarted, Place, SaveError, SaveFault, SavePhase, StartError};
-pub use incoming::{Incoming, IncomingConfig, IncomingReport, IncomingStatistics};
+pub use incoming::{Incoming, IncomingChannels, IncomingConfig, IncomingReport, IncomingStatistics};
+pub use limosa_multifd::Codec;
+pub use limosa_wire::multifd::Compression;
 pub use observer::{NoObserver, Observer};
 pub use outgoing::{Downtime, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics, Round};
-pub use parameters::{Capabilities, DOWNTIME_LIMIT_MAX, ParameterError, Parameters};
+pub use parameters::{Capabilities, DOWNTIME_LIMIT_MAX, ParameterError, Parameters, ZeroPageDetection};
 pub use ram::{RamCounters, RamHandler, RamStatistics};
 pub use savevm::{
-    Budget, EntryIdentity, LiveState, Opaque, Priority, SaveSetup, SaveStateEntry, SaveVm, Switchover,
+    Budget, ChannelSync, EntryIdentity, LiveState, LoadSetup, Opaque, Priority, SaveSetup, SaveStateEntry,
+    SaveVm, Switchover,
 };
 pub use stream::{StreamReader, StreamWriter};
 pub use vm::{RunState, Vm, VmError};

@@ -1,5 +1,7 @@
 //! What an operator can set, under QEMU's names (wire 9.2, 9.3).
 
+use limosa_compress::packet::{ZLIB_LEVEL_MAX, ZSTD_LEVEL_MAX};
+use limosa_multifd::Codec;
 use limosa_pages::ByteCount;
 use std::time::Duration;
 use thiserror::Error;
@@ -15,6 +17,25 @@ pub struct Parameters {
     pub downtime_limit: Duration,
     /// `xbzrle-cache-size`: bytes of page copies kept to encode deltas against; a power of two.
     pub xbzrle_cache_size: ByteCount,
+    /// `multifd-channels`: connections for pages beside the main one, 1 to 255. The same on both sides.
+    pub multifd_channels: u8,
+    /// `multifd-compression` with `multifd-zlib-level` or `multifd-zstd-level`: how pages are compressed on these
+    /// channels. The same method on both sides.
+    pub multifd_codec: Codec,
+    /// `zero-page-detection`: who finds zero pages when pages leave on multifd channels.
+    pub zero_page_detection: ZeroPageDetection,
+}
+
+/// Who finds the zero pages of a guest that leaves on multifd channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroPageDetection {
+    /// The channels.
+    #[default]
+    Multifd,
+    /// The coordinator: they leave on the main channel.
+    Legacy,
+    /// Nobody: every page that was ever touched leaves with its bytes.
+    None,
 }
 
 /// Features of a migration that are on or off from its start.
@@ -32,6 +53,8 @@ pub struct Capabilities {
     pub switchover_ack: bool,
     /// `validate-uuid`: send the guest's UUID; the destination compares it.
     pub validate_uuid: bool,
+    /// `multifd`: pages leave on several connections. On both sides.
+    pub multifd: bool,
 }
 
 /// A value that cannot be set, or a set of values that cannot go together.
@@ -55,6 +78,14 @@ pub enum ParameterError {
         /// The one that is missing.
         needs: &'static str,
     },
+    /// Two capabilities that exclude each other.
+    #[error("capabilities {name} and {other} cannot both be on")]
+    Excludes {
+        /// QEMU's name of one.
+        name: &'static str,
+        /// And of the other.
+        other: &'static str,
+    },
 }
 
 /// The longest downtime limit that can be set, as in QEMU: 2,000 s.
@@ -68,6 +99,9 @@ impl Default for Parameters {
             switchover_bandwidth: None,
             downtime_limit: Duration::from_millis(300),
             xbzrle_cache_size: ByteCount(64 << 20),
+            multifd_channels: 2,
+            multifd_codec: Codec::None,
+            zero_page_detection: ZeroPageDetection::Multifd,
         }
     }
 }
@@ -93,6 +127,18 @@ impl Parameters {
                 expected: "a power of two of at least 4096 bytes",
             });
         }
+        if self.multifd_channels == 0 {
+            let name = "multifd-channels";
+            return Err(ParameterError::OutOfRange { name, got: 0, expected: "1 to 255" });
+        }
+        let (name, level, maximum, expected) = match self.multifd_codec {
+            Codec::None => return Ok(()),
+            Codec::Zlib { level } => ("multifd-zlib-level", level, ZLIB_LEVEL_MAX, "0 to 9"),
+            Codec::Zstd { level } => ("multifd-zstd-level", level, ZSTD_LEVEL_MAX, "0 to 20"),
+        };
+        if level > maximum {
+            return Err(ParameterError::OutOfRange { name, got: u64::from(level), expected });
+        }
         Ok(())
     }
 }
@@ -105,6 +151,10 @@ impl Capabilities {
     pub fn validate(&self) -> Result<(), ParameterError> {
         if self.switchover_ack && !self.return_path {
             return Err(ParameterError::Needs { name: "switchover-ack", needs: "return-path" });
+        }
+        if self.multifd && self.xbzrle {
+            // A delta needs what came before it, and channels have no order between them.
+            return Err(ParameterError::Excludes { name: "multifd", other: "xbzrle" });
         }
         Ok(())
     }

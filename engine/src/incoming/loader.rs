@@ -1,9 +1,10 @@
 //! The shell around the destination machine: it reads the stream in order and does what the machine says.
 
-use super::{IncomingConfig, IncomingReport, Origin, Shared};
+use super::connections::{Connections, Origin};
+use super::{IncomingConfig, IncomingReport, Shared};
 use crate::error::{LoadError, LoadFault, Place, chain, loss_reason};
 use crate::observer::Observer;
-use crate::savevm::{LoadProgress, SaveVm, Switchover};
+use crate::savevm::{LoadProgress, LoadSetup, SaveVm, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
 use crate::vm::Vm;
 use limosa_pages::ByteCount;
@@ -11,10 +12,10 @@ use limosa_protocol::{
     Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent, LinkRole, Loss,
     LossReason, MigrationStatus, SectionKind,
 };
-use limosa_transport::Link;
 use limosa_wire::{
     Command, Configuration, ContinueKind, SectionHeader, SectionId, StreamDecoder, StreamItem,
 };
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,7 @@ struct Running {
     machine: Destination,
     stream: StreamDecoder,
     input: StreamReader,
+    setup: LoadSetup,
     /// The other direction of the link, if it has one.
     answers: Option<StreamWriter>,
     progress: LoadProgress,
@@ -70,29 +72,31 @@ impl Loader {
     pub(super) fn run(self, origin: Origin) -> (IncomingReport, SaveVm) {
         self.observer.status(MigrationStatus::Setup);
         let patience = self.config.read_deadline;
-        let link = origin.link(&self.shared).and_then(|mut link| {
-            link.set_deadline(patience)?;
-            Ok(link)
-        });
-        match link {
-            Ok(link) => self.start(link).run(),
-            Err(error) => {
+        let connections =
+            origin.connections(self.config.channels.as_ref(), &self.shared).and_then(|mut connections| {
+                connections.main.set_deadline(patience)?;
+                Ok(connections)
+            });
+        match connections {
+            Ok(connections) => self.start(connections).run(),
+            Err(fault) => {
                 let mut machine = Destination::new(DestinationConfig::default());
-                let event = if self.shared.is_cancelled() {
-                    DestinationEvent::Cancel
-                } else {
-                    DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: loss_reason(&error) })
+                let event = match &fault {
+                    _ if self.shared.is_cancelled() => DestinationEvent::Cancel,
+                    LoadFault::Transport(error) => lost(loss_reason(error)),
+                    _ => lost(LossReason::Unreadable),
                 };
                 machine.handle(event);
-                self.report(&machine, Some(chain(&error)), ByteCount(0))
+                self.report(&machine, Some(chain(&fault)), ByteCount(0))
             }
         }
     }
 
-    fn start(self, link: Link) -> Running {
+    fn start(self, connections: Connections) -> Running {
         self.shared.view.lock().began = Some(Instant::now());
-        let bidirectional = link.is_bidirectional();
-        let (reader, writer) = link.split();
+        let Connections { main, channels } = connections;
+        let bidirectional = main.is_bidirectional();
+        let (reader, writer) = main.split();
         let machine = Destination::new(DestinationConfig {
             bidirectional,
             switchover_ack: self.config.switchover_ack,
@@ -104,6 +108,7 @@ impl Loader {
             machine,
             stream: StreamDecoder::new(),
             input: StreamReader::new(reader),
+            setup: LoadSetup { channels: Mutex::new(channels) },
             answers: bidirectional.then(|| StreamWriter::new(writer)),
             progress: LoadProgress::default(),
             section: None,
@@ -145,7 +150,7 @@ impl Loader {
 
 impl Running {
     fn run(mut self) -> (IncomingReport, SaveVm) {
-        if let Err((place, fault)) = self.loader.savevm.load_setup() {
+        if let Err((place, fault)) = self.loader.savevm.load_setup(&self.setup) {
             self.place = place;
             self.fail(fault);
         }
@@ -277,13 +282,13 @@ impl Running {
     /// in the same step: from then on a cancel must not end the link, over which the source is still to be told.
     fn next_action(&mut self) -> Option<DestinationAction> {
         let shared = &self.loader.shared;
-        let mut shutdown = shared.shutdown.lock();
-        if shutdown.is_some() && shared.is_cancelled() {
+        let mut stop = shared.stop.lock();
+        if stop.is_some() && shared.is_cancelled() {
             self.machine.handle(DestinationEvent::Cancel);
         }
         let action = self.machine.poll_action()?;
         if action == DestinationAction::StartGuest {
-            *shutdown = None;
+            *stop = None;
         }
         Some(action)
     }
@@ -342,17 +347,15 @@ impl Running {
     }
 
     fn fail(&mut self, fault: LoadFault) {
+        if matches!(fault, LoadFault::Transport(_) | LoadFault::Ended { .. }) {
+            // A source that hangs up may have lost a channel that failed here: the handler knows, and is asked first.
+            self.clean_up();
+        }
         let event = match &fault {
             _ if self.loader.shared.is_cancelled() => DestinationEvent::Cancel,
-            LoadFault::Transport(error) => {
-                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: loss_reason(error) })
-            }
-            LoadFault::Ended { .. } => {
-                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: LossReason::Closed })
-            }
-            LoadFault::Wire(_) if self.section.is_none() => {
-                DestinationEvent::Lost(Loss { role: LinkRole::Main, reason: LossReason::Unreadable })
-            }
+            LoadFault::Transport(error) => lost(loss_reason(error)),
+            LoadFault::Ended { .. } => lost(LossReason::Closed),
+            LoadFault::Wire(_) if self.section.is_none() => lost(LossReason::Unreadable),
             LoadFault::Machine { .. }
             | LoadFault::Capability { .. }
             | LoadFault::Uuid
@@ -370,6 +373,10 @@ impl Running {
             self.loader.observer.status(status);
         }
     }
+}
+
+fn lost(reason: LossReason) -> DestinationEvent {
+    DestinationEvent::Lost(Loss { role: LinkRole::Main, reason })
 }
 
 /// What both sides must share before anything else is read (wire 1.3).

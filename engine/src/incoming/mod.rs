@@ -1,16 +1,20 @@
 //! The destination's side: a thread that reads the stream and drives the [`limosa_protocol::Destination`] machine.
 
+mod connections;
 mod loader;
 
 use crate::error::{NotStarted, StartError};
 use crate::observer::Observer;
 use crate::ram::{RamCounters, RamStatistics};
-use crate::savevm::SaveVm;
+use crate::savevm::{ChannelSync, SaveVm};
+use crate::stop::Stop;
 use crate::thread;
 use crate::vm::Vm;
+use connections::Origin;
 use limosa_pages::ByteCount;
 use limosa_protocol::{DestinationOutcome, MigrationStatus};
-use limosa_transport::{Address, Link, Listener, ShutdownHandle, TransportError};
+use limosa_transport::{Address, Link, Listener};
+use limosa_wire::multifd::Compression;
 use loader::Loader;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -30,6 +34,21 @@ pub struct IncomingConfig {
     /// How long the source may neither send nor take an answer before the link counts as lost; not zero. `None` waits
     /// for ever.
     pub read_deadline: Option<Duration>,
+    /// Channels for pages beside the main one (capability `multifd`); the source must have as many.
+    pub channels: Option<IncomingChannels>,
+}
+
+/// The multifd channels of an incoming migration. All but the number follow from the source's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncomingChannels {
+    /// How many.
+    pub count: u8,
+    /// How pages are compressed on them.
+    pub compression: Compression,
+    /// When they are brought into line.
+    pub sync: ChannelSync,
+    /// The guest's UUID; zeros if it has none.
+    pub uuid: [u8; 16],
 }
 
 /// A migration on its way in. Dropping the handle does not stop it; [`Self::cancel`] does.
@@ -63,18 +82,12 @@ pub struct IncomingReport {
     pub statistics: IncomingStatistics,
 }
 
-/// Where a stream comes from.
-enum Origin {
-    Listener(Listener),
-    Link(Link),
-}
-
 /// What the loader shows to other threads.
 struct Shared {
     view: Mutex<View>,
     cancelled: AtomicBool,
     /// Wakes the loader out of a blocked accept or read; `None` once a cancel comes too late.
-    shutdown: Mutex<Option<ShutdownHandle>>,
+    stop: Mutex<Option<Stop>>,
 }
 
 struct View {
@@ -86,7 +99,13 @@ struct View {
 
 impl Default for IncomingConfig {
     fn default() -> Self {
-        Self { switchover_ack: false, autostart: true, require_vmdescription: true, read_deadline: None }
+        Self {
+            switchover_ack: false,
+            autostart: true,
+            require_vmdescription: true,
+            read_deadline: None,
+            channels: None,
+        }
     }
 }
 
@@ -130,10 +149,10 @@ impl Incoming {
     /// Gives up: the guest will never run here. Without effect once it may.
     pub fn cancel(&self) {
         // Under the lock, so that the loader either sees it before it takes the guest over, or not at all.
-        let shutdown = self.shared.shutdown.lock();
+        let stop = self.shared.stop.lock();
         self.shared.cancelled.store(true, Ordering::Release);
-        if let Some(shutdown) = &*shutdown {
-            shutdown.shutdown();
+        if let Some(stop) = &*stop {
+            stop.stop();
         }
     }
 
@@ -168,7 +187,7 @@ impl Incoming {
             }
             Origin::Link(link) => (None, link.shutdown_handle()),
         };
-        let shared = Arc::new(Shared::new(savevm.ram_counters(), shutdown));
+        let shared = Arc::new(Shared::new(savevm.ram_counters(), shutdown.into()));
         let loader = Loader::new(config, savevm, vm, observer, Arc::clone(&shared));
         match thread::spawn("incoming", loader, |loader| loader.run(origin)) {
             Ok(thread) => Ok(Self { shared, address, thread }),
@@ -184,22 +203,8 @@ impl IncomingReport {
     }
 }
 
-impl Origin {
-    /// The link, once there is one. The listener ends with it: a second stream is not this guest's.
-    fn link(self, shared: &Shared) -> Result<Link, TransportError> {
-        match self {
-            Self::Link(link) => Ok(link),
-            Self::Listener(listener) => {
-                let link = listener.accept(None)?;
-                *shared.shutdown.lock() = Some(link.shutdown_handle());
-                Ok(link)
-            }
-        }
-    }
-}
-
 impl Shared {
-    fn new(counters: Option<Arc<RamCounters>>, shutdown: ShutdownHandle) -> Self {
+    fn new(counters: Option<Arc<RamCounters>>, stop: Stop) -> Self {
         let statistics = IncomingStatistics {
             status: MigrationStatus::Setup,
             total_time: Duration::ZERO,
@@ -210,7 +215,7 @@ impl Shared {
         Self {
             view: Mutex::new(View { statistics, began: None, ended: false, counters }),
             cancelled: AtomicBool::new(false),
-            shutdown: Mutex::new(Some(shutdown)),
+            stop: Mutex::new(Some(stop)),
         }
     }
 

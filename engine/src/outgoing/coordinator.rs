@@ -1,6 +1,7 @@
 //! The shell around the source machine: it does what the machine says, and tells it what came of it.
 
-use super::return_path::{self, Heard};
+use super::connect::Connected;
+use super::return_path::Heard;
 use super::steps::{StepError, Steps};
 use super::timeline::Downtime;
 use super::{OutgoingConfig, OutgoingReport, Shared, Target};
@@ -8,7 +9,6 @@ use crate::error::{StartError, chain, loss_reason};
 use crate::observer::Observer;
 use crate::parameters::Parameters;
 use crate::savevm::SaveVm;
-use crate::stream::StreamWriter;
 use crate::vm::Vm;
 use crossbeam_channel::{Receiver, never, select};
 use limosa_pages::ByteCount;
@@ -16,7 +16,6 @@ use limosa_protocol::{
     BytesPerSecond, ConvergenceConfig, GuestFate, LinkRole, Loss, LossReason, MigrationStatus,
     ParameterChange, Source, SourceAction, SourceConfig, SourceEnding, SourceEvent, SourceStep,
 };
-use limosa_transport::{Address, ConnectOptions, During, Failure, Link, Role, TransportError};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,12 +36,12 @@ pub(super) enum Control {
 
 /// What the coordinator thread owns before there is a link.
 pub(super) struct Coordinator {
-    config: OutgoingConfig,
-    savevm: SaveVm,
+    pub(super) config: OutgoingConfig,
+    pub(super) savevm: SaveVm,
     vm: Arc<dyn Vm>,
     observer: Arc<dyn Observer>,
-    shared: Arc<Shared>,
-    control: Receiver<Control>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) control: Receiver<Control>,
 }
 
 /// What it owns afterwards.
@@ -84,58 +83,16 @@ impl Coordinator {
         self.observer.status(MigrationStatus::Setup);
         let began = Instant::now();
         match self.connect(target) {
-            Ok((out, peer)) => self.start(began, out, peer).run(),
+            Ok(connected) => self.start(began, connected).run(),
             Err(error) => self.never_connected(began, &error),
         }
     }
 
-    /// Makes the link and starts the return path.
-    fn connect(&mut self, target: Target) -> Result<(StreamWriter, Option<Receiver<Heard>>), StartError> {
-        let capabilities = &mut self.config.capabilities;
-        if matches!(target, Target::Address(Address::File { .. })) {
-            // Nobody is in there who could answer. Any other link that cannot is refused: its user expects a word.
-            (capabilities.return_path, capabilities.switchover_ack) = (false, false);
-        }
-        let listens = capabilities.return_path;
-        let link = match target {
-            Target::Address(address) => self.connect_to(address)?,
-            Target::Link(link) => link,
-        };
-        *self.shared.shutdown.lock() = Some(link.shutdown_handle());
-        let (reader, mut writer) = link.split();
-        writer.set_deadline(Some(self.config.write_deadline))?;
-        let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
-        Ok((StreamWriter::new(writer), peer))
-    }
-
-    /// Connects on a thread of its own: resolving a name and connecting cannot be called off, only left alone.
-    fn connect_to(&mut self, address: Address) -> Result<Link, StartError> {
-        let (hand_over, connected) = crossbeam_channel::bounded(1);
-        let target = address.clone();
-        std::thread::Builder::new().name("connect".to_owned()).spawn(move || {
-            // Nobody takes the link of a migration that was cancelled meanwhile; it closes.
-            drop(hand_over.send(Link::connect(&target, &ConnectOptions::default())));
-        })?;
-        while !self.shared.is_cancelled() {
-            select! {
-                recv(connected) -> link => return Ok(link.expect("connecting does not panic")?),
-                recv(self.control) -> control => match control {
-                    Ok(Control::Parameters(parameters)) => self.config.parameters = parameters,
-                    Ok(Control::Wake | Control::Continue) => {}
-                    Err(_) => self.control = never(),
-                },
-            }
-        }
-        let (role, during) = (Role::Main, During::Connect(address));
-        Err(TransportError { role, during, failure: Failure::ShutDown }.into())
-    }
-
-    fn start(self, began: Instant, out: StreamWriter, peer: Option<Receiver<Heard>>) -> Running {
+    fn start(self, began: Instant, connected: Connected) -> Running {
         let machine = Source::new(self.source_config(), began);
-        let shutdown = self.shared.shutdown.lock().clone().expect("set when the link was made");
-        let mut steps = Steps::new(self.config, self.savevm, self.vm, out, shutdown);
-        let opened = steps.write_opening();
-        let mut running = Running {
+        let Connected { out, peer, channels, stop } = connected;
+        let steps = Steps::new(self.config, self.savevm, self.vm, out, channels, stop);
+        Running {
             machine,
             steps,
             peer,
@@ -146,11 +103,7 @@ impl Coordinator {
             error: None,
             aftermath: Vec::new(),
             cancel_told: false,
-        };
-        if let Err(error) = opened {
-            running.step_failed(StepError::Link(error));
         }
-        running
     }
 
     /// Without a link nothing has begun: the machine hears of a loss and says what that means.
@@ -219,13 +172,13 @@ impl Running {
     fn next_action(&mut self) -> Option<SourceAction> {
         loop {
             self.tell_cancel();
-            let mut shutdown = self.shared.shutdown.lock();
+            let mut stop = self.shared.stop.lock();
             if self.shared.is_cancelled() && !self.cancel_told {
                 continue; // It came between the two lines above.
             }
             let action = self.machine.poll_action()?;
             if action == SourceAction::SendEnd {
-                *shutdown = None;
+                *stop = None;
             }
             return Some(action);
         }
@@ -256,7 +209,7 @@ impl Running {
         if machine.outcome().is_none() {
             statistics.status = machine.status();
         }
-        statistics.transferred = self.steps.out.offset();
+        statistics.transferred = self.steps.written();
         statistics.downtime_bytes = machine.counters().downtime_bytes;
         statistics.passes = u64::from(machine.counters().sync_count);
         statistics.expected_downtime = machine.expected_downtime();
@@ -351,8 +304,8 @@ impl Running {
             StepError::Link(error) => {
                 self.tell_cancel();
                 let silence = self.hear_last_words();
-                self.note(&error);
-                let reason = loss_reason(&error);
+                self.note(error.as_error());
+                let reason = error.reason();
                 self.tell(SourceEvent::Lost(Loss { role: LinkRole::Main, reason }));
                 // After the commit point the machine would go on waiting for an answer.
                 if let Some(loss) = silence {

@@ -1,5 +1,6 @@
 //! The source's side: a coordinator thread that drives the [`limosa_protocol::Source`] machine.
 
+mod connect;
 mod coordinator;
 mod return_path;
 mod steps;
@@ -11,14 +12,15 @@ use crate::error::{NotStarted, StartError};
 use crate::observer::Observer;
 use crate::parameters::{Capabilities, Parameters};
 use crate::ram::{RamCounters, RamStatistics};
-use crate::savevm::SaveVm;
+use crate::savevm::{ChannelSync, SaveVm};
+use crate::stop::Stop;
 use crate::thread;
 use crate::vm::Vm;
 use coordinator::{Control, Coordinator};
 use crossbeam_channel::{Sender, TrySendError};
 use limosa_pages::ByteCount;
 use limosa_protocol::{GuestFate, MigrationStatus, SourceOutcome};
-use limosa_transport::{Address, Link, ShutdownHandle};
+use limosa_transport::{Address, Link};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +39,8 @@ pub struct OutgoingConfig {
     pub capabilities: Capabilities,
     /// Say when the guest has stopped (command SWITCHOVER_START). QEMU before 10.0 refuses it.
     pub announce_switchover: bool,
+    /// When multifd channels are brought into line; QEMU's machines up to 8.0 do it with every section.
+    pub channel_sync: ChannelSync,
     /// How long one blocking write may make no progress before the link counts as lost.
     pub write_deadline: Duration,
 }
@@ -97,7 +101,7 @@ struct Shared {
     view: Mutex<View>,
     cancelled: AtomicBool,
     /// Wakes the coordinator out of a blocked write; set from when there is a link until the commit point.
-    shutdown: Mutex<Option<ShutdownHandle>>,
+    stop: Mutex<Option<Stop>>,
 }
 
 struct View {
@@ -113,6 +117,7 @@ impl Default for OutgoingConfig {
             parameters: Parameters::default(),
             capabilities: Capabilities { return_path: true, ..Capabilities::default() },
             announce_switchover: true,
+            channel_sync: ChannelSync::PerRound,
             write_deadline: Duration::from_secs(30),
         }
     }
@@ -163,10 +168,10 @@ impl Outgoing {
     pub fn cancel(&self) {
         {
             // Under the lock, so that the coordinator either sees it before the commit point, or not at all.
-            let shutdown = self.shared.shutdown.lock();
+            let stop = self.shared.stop.lock();
             self.shared.cancelled.store(true, Ordering::Release);
-            if let Some(shutdown) = &*shutdown {
-                shutdown.shutdown();
+            if let Some(stop) = &*stop {
+                stop.stop();
             }
         }
         // A full inbox wakes the coordinator just as well, and one without a reader has ended.
@@ -263,7 +268,7 @@ impl Shared {
             error: None,
         };
         let view = View { statistics, started: Instant::now(), ended: false, counters };
-        Self { view: Mutex::new(view), cancelled: AtomicBool::new(false), shutdown: Mutex::new(None) }
+        Self { view: Mutex::new(view), cancelled: AtomicBool::new(false), stop: Mutex::new(None) }
     }
 
     fn statistics(&self) -> OutgoingStatistics {

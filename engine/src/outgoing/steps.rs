@@ -2,15 +2,19 @@
 
 use super::OutgoingConfig;
 use super::timeline::Rounds;
-use crate::error::{SaveError, SaveFault};
-use crate::savevm::{Budget, SaveSetup, SaveVm, Switchover};
+use crate::error::{SaveError, SaveFault, loss_reason};
+use crate::savevm::{Budget, SaveSetup, SaveVm, SendLinks, Switchover};
+use crate::stop::Stop;
 use crate::stream::StreamWriter;
 use crate::vm::{RunState, Vm, VmError};
 use crate::vmdescription::VmDescription;
+use limosa_multifd::SendError;
 use limosa_pages::ByteCount;
-use limosa_protocol::{Pending, SourceAction, SourceEvent, SourceStep};
-use limosa_transport::{ShutdownHandle, TransportError};
+use limosa_protocol::{LossReason, Pending, SourceAction, SourceEvent, SourceStep};
+use limosa_transport::TransportError;
 use limosa_wire::{Command, encode};
+use parking_lot::Mutex;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +25,9 @@ pub(super) struct Steps {
     pub(super) rounds: Rounds,
     config: OutgoingConfig,
     guest: HeldGuest,
-    link: HeldLink,
+    /// Multifd channels, until the setup hands them to RAM.
+    channels: Option<SendLinks>,
+    links: HeldLinks,
     /// The text that follows the end of the stream.
     description: Vec<u8>,
 }
@@ -35,15 +41,21 @@ struct HeldGuest {
     owed: bool,
 }
 
-/// The link, which has a reader in another thread and so does not close by being dropped here.
-struct HeldLink(ShutdownHandle);
+/// The connections, which have threads of their own and so do not close by being dropped here.
+struct HeldLinks(Stop);
 
 /// A step that could not be done.
 pub(super) enum StepError {
-    /// The link failed under it.
-    Link(TransportError),
+    /// A connection failed under it.
+    Link(LostLink),
     /// A handler or the guest refused.
-    Handler(SourceStep, Box<dyn std::error::Error + Send + Sync>),
+    Handler(SourceStep, Box<dyn Error + Send + Sync>),
+}
+
+/// The connection that failed.
+pub(super) enum LostLink {
+    Main(TransportError),
+    Channel(SendError),
 }
 
 impl Steps {
@@ -52,7 +64,8 @@ impl Steps {
         savevm: SaveVm,
         vm: Arc<dyn Vm>,
         out: StreamWriter,
-        shutdown: ShutdownHandle,
+        channels: Option<SendLinks>,
+        stop: Stop,
     ) -> Self {
         Self {
             savevm,
@@ -60,21 +73,15 @@ impl Steps {
             rounds: Rounds::default(),
             config,
             guest: HeldGuest { vm, was_running: false, owed: false },
-            link: HeldLink(shutdown),
+            channels,
+            links: HeldLinks(stop),
             description: Vec::new(),
         }
     }
 
-    /// Writes header and configuration, with which every stream begins.
-    pub(super) fn write_opening(&mut self) -> Result<(), TransportError> {
-        encode::header(self.out.buffer());
-        self.savevm.configuration().encode(self.out.buffer());
-        self.out.flush()
-    }
-
     /// Does `action` and says what came of it; `None` for actions that have no answer.
     pub(super) fn perform(&mut self, action: SourceAction) -> Result<Option<SourceEvent>, StepError> {
-        let before = self.out.offset();
+        let before = self.written();
         Ok(Some(match action {
             SourceAction::SendCommand(command) => {
                 command.encode(self.out.buffer());
@@ -87,7 +94,7 @@ impl Steps {
             }
             SourceAction::SyncDirty => {
                 self.savevm.sync().map_err(StepError::save(SourceStep::SyncDirty))?;
-                self.rounds.next(Instant::now(), &self.savevm.ram_statistics(), self.out.offset());
+                self.rounds.next(Instant::now(), &self.savevm.ram_statistics(), self.written());
                 SourceEvent::Synced { pending: self.pending() }
             }
             SourceAction::Iterate { max_bytes, max_time } => {
@@ -116,7 +123,7 @@ impl Steps {
                 let sent = self.sent_since(before)?;
                 if !self.config.capabilities.return_path {
                     // Nobody will say that it arrived; at least nothing is left that could fail unheard.
-                    self.out.finish().map_err(StepError::Link)?;
+                    self.out.finish().map_err(StepError::main)?;
                 }
                 SourceEvent::EndSent { sent }
             }
@@ -125,7 +132,7 @@ impl Steps {
                 SourceEvent::VmResumed
             }
             SourceAction::CloseLink => {
-                self.link.0.shutdown();
+                self.links.0.stop();
                 return Ok(None);
             }
             SourceAction::Finish => return Ok(None),
@@ -133,8 +140,11 @@ impl Steps {
     }
 
     fn save_setup(&mut self) -> Result<(), SaveError> {
-        let setup =
-            SaveSetup { capabilities: &self.config.capabilities, parameters: &self.config.parameters };
+        let setup = SaveSetup {
+            capabilities: &self.config.capabilities,
+            parameters: &self.config.parameters,
+            channels: Mutex::new(self.channels.take()),
+        };
         self.savevm.save_setup(&setup, &mut self.out)
     }
 
@@ -157,7 +167,7 @@ impl Steps {
             Command::SwitchoverStart.encode(self.out.buffer());
         }
         self.savevm.save_live_complete_precopy(&mut self.out)?;
-        self.rounds.end(Instant::now(), &self.savevm.ram_statistics(), self.out.offset());
+        self.rounds.end(Instant::now(), &self.savevm.ram_statistics(), self.written());
         Ok(())
     }
 
@@ -178,11 +188,16 @@ impl Steps {
     /// Flushes, so that what a step has written is on its way before the next is asked for.
     fn sent_since(&mut self, before: ByteCount) -> Result<ByteCount, StepError> {
         self.flush()?;
-        Ok(self.out.offset() - before)
+        Ok(self.written() - before)
+    }
+
+    /// Bytes that have left so far, on every channel.
+    pub(super) fn written(&self) -> ByteCount {
+        self.out.offset() + self.savevm.ram_statistics().channel_bytes
     }
 
     fn flush(&mut self) -> Result<(), StepError> {
-        self.out.flush().map_err(StepError::Link)
+        self.out.flush().map_err(StepError::main)
     }
 }
 
@@ -204,19 +219,40 @@ impl Drop for HeldGuest {
     }
 }
 
-impl Drop for HeldLink {
+impl Drop for HeldLinks {
     /// The peer of a migration whose thread panicked must not wait for it.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.shutdown();
+            self.0.stop();
+        }
+    }
+}
+
+impl LostLink {
+    pub(super) fn as_error(&self) -> &(dyn Error + 'static) {
+        match self {
+            Self::Main(error) => error,
+            Self::Channel(error) => error,
+        }
+    }
+
+    pub(super) fn reason(&self) -> LossReason {
+        match self {
+            Self::Main(error) => loss_reason(error),
+            Self::Channel(_) => LossReason::Closed,
         }
     }
 }
 
 impl StepError {
+    fn main(error: TransportError) -> Self {
+        Self::Link(LostLink::Main(error))
+    }
+
     fn save(step: SourceStep) -> impl FnOnce(SaveError) -> Self {
         move |error| match error.source {
-            SaveFault::Transport(lost) => Self::Link(lost),
+            SaveFault::Transport(lost) => Self::Link(LostLink::Main(lost)),
+            SaveFault::Channel(lost) => Self::Link(LostLink::Channel(lost)),
             _ => Self::Handler(step, Box::new(error)),
         }
     }

@@ -40,6 +40,8 @@ counters! {
     untouched: PageCount,
     /// Bytes of all RAM records, headers included.
     bytes: ByteCount,
+    /// Of those, on multifd channels.
+    channel_bytes: ByteCount,
     /// Pages still owed to the destination.
     owed: PageCount,
     /// Pages found dirty by the latest look at the dirty log.

@@ -4,7 +4,7 @@ use super::counters::RamCounters;
 use super::load::RamLoad;
 use super::save::RamSave;
 use crate::error::{LoadFault, SaveFault};
-use crate::savevm::{Budget, LiveState, SaveSetup, Switchover};
+use crate::savevm::{Budget, LiveState, LoadSetup, SaveSetup, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::ByteCount;
 use limosa_ram::{DirtyLog, GuestRam};
@@ -77,6 +77,7 @@ impl LiveState for RamHandler {
     }
 
     fn save_cleanup(&mut self) -> Result<(), SaveFault> {
+        // Channels end with it: the other side has all that it needs of them, or will never run the guest.
         self.saving = None;
         if let Some(log) = &mut self.dirty_log {
             log.stop()?;
@@ -84,9 +85,10 @@ impl LiveState for RamHandler {
         Ok(())
     }
 
-    fn load_setup(&mut self) -> Result<(), LoadFault> {
+    fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), LoadFault> {
         self.counters.reset();
-        self.loading = Some(RamLoad::begin(self.ram.clone(), Arc::clone(&self.counters)));
+        let links = setup.channels.lock().take();
+        self.loading = Some(RamLoad::begin(self.ram.clone(), Arc::clone(&self.counters), links)?);
         Ok(())
     }
 
@@ -95,12 +97,14 @@ impl LiveState for RamHandler {
     }
 
     fn load_complete(&mut self) -> Result<(), LoadFault> {
-        self.loading.as_ref().expect("the list calls load_setup before load_complete").check_whole()
+        let loading = self.loading.take().expect("the list calls load_setup before load_complete");
+        loading.check_whole()?;
+        loading.close()
     }
 
     fn load_cleanup(&mut self) -> Result<(), LoadFault> {
-        self.loading = None;
-        Ok(())
+        // Still there only if the stream was not complete: a channel may have been the reason.
+        self.loading.take().map_or(Ok(()), RamLoad::give_up)
     }
 
     fn switchover(&mut self, _change: Switchover) {

@@ -3,22 +3,25 @@
 use super::counters::{RamCounters, RamStatistics, add};
 use super::preallocation::Preallocation;
 use crate::error::LoadFault;
+use crate::savevm::{ChannelSync, ReceiveLinks};
 use crate::stream::StreamReader;
 use limosa_compress::xbzrle;
-use limosa_pages::{BlockId, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun, ReceivedMap};
+use limosa_multifd::{PageSink, RamSink, ReceiveChannels};
+use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
 use limosa_wire::{BlockUse, PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One incoming migration of a guest's RAM.
 pub(crate) struct RamLoad {
     ram: GuestRam,
     counters: Arc<RamCounters>,
     decoder: RamDecoder,
-    received: ReceivedMap,
-    /// A bit for each page that had memory behind it when the migration began; the others are zero until received.
-    populated: DirtyMap,
     preallocation: Preallocation,
+    /// Where pages go, those of the main channel and those of the multifd channels.
+    sink: Arc<RamSink>,
+    channels: Option<Channels>,
     /// The block list has come and fits.
     agreed: bool,
     /// The block of the latest record.
@@ -26,24 +29,35 @@ pub(crate) struct RamLoad {
     page: Box<[u8; PAGE_BYTES]>,
 }
 
+/// The multifd channels of one incoming migration.
+struct Channels {
+    pool: ReceiveChannels,
+    sync: ChannelSync,
+}
+
 impl RamLoad {
-    /// Notes which pages of our own RAM are known to be zero.
-    pub(crate) fn begin(ram: GuestRam, counters: Arc<RamCounters>) -> Self {
-        let populated = DirtyMap::clean(ram.layout());
-        for (id, block) in ram.iter() {
-            block.populated().owe_into(populated.block(id));
-        }
-        Self {
-            received: ReceivedMap::empty(ram.layout()),
+    /// Starts the multifd channels, if this migration has any.
+    pub(crate) fn begin(
+        ram: GuestRam,
+        counters: Arc<RamCounters>,
+        links: Option<ReceiveLinks>,
+    ) -> Result<Self, LoadFault> {
+        let sink = Arc::new(RamSink::new(ram.clone()));
+        let start = |ReceiveLinks { links, config, sync }| -> Result<Channels, LoadFault> {
+            let sink: Arc<dyn PageSink> = Arc::clone(&sink) as Arc<_>;
+            Ok(Channels { pool: ReceiveChannels::new(links, sink, config)?, sync })
+        };
+        Ok(Self {
             decoder: RamDecoder::new(RamContext::new()),
-            populated,
             preallocation: Preallocation::of(&ram),
+            channels: links.map(start).transpose()?,
+            sink,
             agreed: false,
             block: None,
             page: Box::new([0; PAGE_BYTES]),
             ram,
             counters,
-        }
+        })
     }
 
     /// Reads records up to and including the end of the section.
@@ -51,18 +65,21 @@ impl RamLoad {
         loop {
             let before = input.offset();
             match input.decode(|bytes| self.decoder.next(bytes))? {
-                RamItem::EndOfSection => return Ok(()),
+                RamItem::EndOfSection => {
+                    return self.bring_into_line_if(|sync| sync == ChannelSync::PerSection);
+                }
                 RamItem::Setup(setup) => self.agree(&setup)?,
                 RamItem::Zero(address) => {
                     let (block, page) = self.locate(address)?;
-                    self.load_zero(block, page)?;
+                    self.sink.zero(block, PageRun::new(page, PageCount(1)))?;
+                    add(&self.counters.zero, 1);
                 }
                 RamItem::Page(address) => {
                     let (block, page) = self.locate(address)?;
                     self.preallocation.before_content(&self.ram, block, page);
                     let bytes = input.take(PAGE_BYTES)?;
                     self.ram.block(block).copy_in(page.byte_offset(), bytes);
-                    self.mark(block, page);
+                    self.sink.place(block, PageRun::new(page, PageCount(1)))?;
                     add(&self.counters.normal, 1);
                 }
                 RamItem::Xbzrle { page, length } => {
@@ -70,7 +87,12 @@ impl RamLoad {
                     let delta = input.take(usize::from(length))?;
                     self.load_delta(block, page, delta)?;
                 }
-                RamItem::MultifdFlush => return Err(unexpected("multifd flush")),
+                RamItem::MultifdFlush if self.channels.is_some() => {
+                    self.bring_into_line_if(|sync| sync == ChannelSync::PerRound)?;
+                }
+                RamItem::MultifdFlush => {
+                    return Err(LoadFault::UnexpectedRecord { record: "multifd flush" });
+                }
                 RamItem::MappedSetup { .. } | RamItem::MappedBlock(_) => {
                     unreachable!("the decoder's context has no mapped-ram")
                 }
@@ -80,15 +102,46 @@ impl RamLoad {
     }
 
     /// The memory, and what was received into it.
-    pub(crate) fn finish(self) -> (GuestRam, RamStatistics) {
+    pub(crate) fn into_parts(self) -> (GuestRam, RamStatistics) {
         (self.ram, self.counters.snapshot())
+    }
+
+    /// Waits until every channel is at its synchronisation point, where the mode has one here: the pages before it are
+    /// in place then (I5).
+    fn bring_into_line_if(&self, here: impl FnOnce(ChannelSync) -> bool) -> Result<(), LoadFault> {
+        let Some(channels) = self.channels.as_ref().filter(|channels| here(channels.sync)) else {
+            return Ok(());
+        };
+        channels.pool.wait_sync()?;
+        let statistics = channels.pool.statistics();
+        let bytes = statistics.iter().map(|channel| channel.bytes.0).sum();
+        self.counters.channel_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends the multifd channels of a stream that is not complete, with the failure of one if that was the reason.
+    pub(crate) fn give_up(self) -> Result<(), LoadFault> {
+        match self.channels.and_then(|channels| channels.pool.failure()) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the multifd channels of a stream that is complete.
+    pub(crate) fn close(mut self) -> Result<(), LoadFault> {
+        if let Some(channels) = self.channels.take() {
+            let statistics = channels.pool.close()?;
+            add(&self.counters.normal, statistics.iter().map(|channel| channel.normal.0).sum());
+            add(&self.counters.zero, statistics.iter().map(|channel| channel.zero.0).sum());
+        }
+        Ok(())
     }
 
     /// Checks that every page has come at least once, as content, as zero or as a delta (I1). A source sends each in
     /// its first round; a stream that lost some on the way would otherwise run with what was here before.
     pub(crate) fn check_whole(&self) -> Result<(), LoadFault> {
         for (id, block) in self.ram.iter() {
-            let received = self.received.block(id);
+            let received = self.sink.received().block(id);
             let missing = received.pages().0 - received.count().0;
             if missing > 0 {
                 let first = (0..received.pages().0).map(PageIndex).find(|page| !received.is_received(*page));
@@ -151,36 +204,14 @@ impl RamLoad {
         Ok(block)
     }
 
-    fn load_zero(&mut self, block: BlockId, page: PageIndex) -> Result<(), LoadFault> {
-        add(&self.counters.zero, 1);
-        let fresh = !self.received.block(block).is_received(page);
-        if fresh && !self.populated.block(block).is_owed(page) {
-            // Nothing was ever here: reading the page to find it zero would only give it memory.
-            add(&self.counters.untouched, 1);
-        } else if !self.ram.block(block).is_zero(page) {
-            self.ram.block(block).copy_in(page.byte_offset(), &[0; PAGE_BYTES]);
-        }
-        self.mark(block, page);
-        Ok(())
-    }
-
     fn load_delta(&mut self, block: BlockId, page: PageIndex, delta: &[u8]) -> Result<(), LoadFault> {
         let offset = page.byte_offset();
         self.ram.block(block).copy_out(offset, self.page.as_mut_slice());
         xbzrle::decode(delta, &mut self.page).map_err(|source| LoadFault::Delta { offset, source })?;
         self.ram.block(block).copy_in(offset, self.page.as_slice());
-        self.mark(block, page);
+        self.sink.place(block, PageRun::new(page, PageCount(1)))?;
         add(&self.counters.xbzrle_pages, 1);
         add(&self.counters.xbzrle_bytes, delta.len() as u64);
         Ok(())
     }
-
-    /// I3: only after the bytes are in place.
-    fn mark(&self, block: BlockId, page: PageIndex) {
-        self.received.block(block).mark(PageRun::new(page, PageCount(1)));
-    }
-}
-
-fn unexpected(record: &'static str) -> LoadFault {
-    LoadFault::UnexpectedRecord { record }
 }

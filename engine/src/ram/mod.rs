@@ -1,5 +1,6 @@
 //! RAM as the first live entry of the savevm list: `ram`, version 4 (wire 3).
 
+mod channels;
 mod counters;
 mod handler;
 mod load;

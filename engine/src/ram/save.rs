@@ -1,9 +1,11 @@
 //! The sending half: dirty log in, page records out.
 
+use super::channels::{Channels, PACKET_PAGES};
 use super::counters::{RamCounters, add};
 use super::records::Records;
 use super::xbzrle_cache::XbzrleCache;
 use crate::error::SaveFault;
+use crate::parameters::ZeroPageDetection;
 use crate::savevm::SaveSetup;
 use crate::stream::StreamWriter;
 use limosa_compress::xbzrle::{self, Encoded};
@@ -29,6 +31,10 @@ pub(super) struct RamSave {
     /// A bit for each page that had memory behind it at the start; consulted until the first round is over.
     populated: Option<DirtyMap>,
     xbzrle: Option<Xbzrle>,
+    /// Where pages leave, if not on the main channel.
+    channels: Option<Channels>,
+    /// Zero pages leave on the main channel in any case.
+    zero_on_main: bool,
     batch: PageBatch,
     records: Records,
 }
@@ -68,6 +74,8 @@ impl RamSave {
         counters.owed.store(owed.count().0, Ordering::Relaxed);
         let cache = setup.capabilities.xbzrle.then_some(setup.parameters.xbzrle_cache_size);
         Ok(Self {
+            channels: Channels::begin(&ram, setup)?,
+            zero_on_main: setup.parameters.zero_page_detection == ZeroPageDetection::Legacy,
             ram,
             counters,
             owed,
@@ -88,12 +96,19 @@ impl RamSave {
             blocks: blocks.map(|(_, block)| SetupBlock::new(block.name.clone(), block.length)).collect(),
         };
         self.encoder.setup(&setup, out.buffer());
+        if let Some(channels) = &mut self.channels {
+            channels.open();
+            channels.end_round(&mut self.encoder, out, &self.counters)?;
+        }
         self.write_end(out)
     }
 
     /// Ends the body of a section.
     pub(super) fn write_end(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
         self.encoder.end_of_section(out.buffer());
+        if let Some(channels) = &mut self.channels {
+            channels.end_section(out, &self.counters)?;
+        }
         Ok(out.flush_if_full()?)
     }
 
@@ -130,21 +145,87 @@ impl RamSave {
         out: &mut StreamWriter,
         mut spent: impl FnMut(ByteCount) -> bool,
     ) -> Result<(), SaveFault> {
-        while self.scheduler.next_batch(&self.owed, BATCH_PAGES, &mut self.batch) {
-            let before = out.offset();
-            self.write_batch(log, out)?;
-            let sent = out.offset() - before;
+        let most = if self.channels.is_some() { PACKET_PAGES } else { BATCH_PAGES };
+        while self.scheduler.next_batch(&self.owed, most, &mut self.batch) {
+            let before = self.written(out);
+            self.records.clear();
+            match self.channels.take() {
+                Some(mut channels) => {
+                    let submitted = self.submit_batch(&mut channels, log, out);
+                    self.channels = Some(channels);
+                    submitted?;
+                }
+                None => self.write_batch(log, out)?,
+            }
+            let sent = self.written(out) - before;
             add(&self.counters.bytes, sent.0);
             self.counters.owed.fetch_sub(self.batch.pages().0, Ordering::Relaxed);
             if spent(sent) {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        match &mut self.channels {
+            Some(channels) => channels.end_round(&mut self.encoder, out, &self.counters),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes that have left so far, on every channel.
+    fn written(&self, out: &StreamWriter) -> ByteCount {
+        out.offset() + self.channels.as_ref().map_or(ByteCount(0), Channels::bytes)
+    }
+
+    /// Hands the batch to the multifd channels; what must not go there leaves on the main one.
+    fn submit_batch(
+        &mut self,
+        channels: &mut Channels,
+        log: &mut dyn DirtyLog,
+        out: &mut StreamWriter,
+    ) -> Result<(), SaveFault> {
+        channels.begin_packet(self.batch.block);
+        for index in 0..self.batch.runs.len() {
+            let mut rest = self.batch.runs[index];
+            while !rest.is_empty() {
+                let part = self.leading_part(rest);
+                rest = PageRun::new(part.run.end(), rest.count - part.run.count);
+                match (part.touched, self.zero_on_main) {
+                    (false, false) => channels.add_untouched(part.run),
+                    (false, true) => {
+                        self.encode_untouched(part.run);
+                        channels.count_zero_on_main(part.run.count);
+                    }
+                    // I2, as below: the channel reads the pages later still.
+                    (true, false) => {
+                        log.clear_before_read(self.batch.block, part.run)?;
+                        channels.add_content(part.run);
+                    }
+                    (true, true) => {
+                        log.clear_before_read(self.batch.block, part.run)?;
+                        self.divide_zeros(channels, part.run);
+                    }
+                }
+            }
+        }
+        out.buffer().extend_from_slice(self.records.without_pages().expect("content leaves on the channels"));
+        out.flush_if_full()?;
+        channels.submit(&self.counters)
+    }
+
+    /// Zero records on the main channel for zero pages, the others to the multifd channels.
+    fn divide_zeros(&mut self, channels: &mut Channels, run: PageRun) {
+        let id = self.batch.block;
+        let block = self.ram.block(id);
+        for page in run.pages() {
+            if block.is_zero(page) {
+                self.records.push(|out| self.encoder.zero(id, block.name(), page.byte_offset(), out));
+                channels.count_zero_on_main(PageCount(1));
+            } else {
+                channels.add_content(PageRun::new(page, PageCount(1)));
+            }
+        }
     }
 
     fn write_batch(&mut self, log: &mut dyn DirtyLog, out: &mut StreamWriter) -> Result<(), SaveFault> {
-        self.records.clear();
         for index in 0..self.batch.runs.len() {
             let mut rest = self.batch.runs[index];
             while !rest.is_empty() {

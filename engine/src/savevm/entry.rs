@@ -3,9 +3,12 @@
 use crate::error::{LoadFault, SaveFault};
 use crate::parameters::{Capabilities, Parameters};
 use crate::stream::{StreamReader, StreamWriter};
+use limosa_multifd::{ReceiveConfig, ReceiveLink};
 use limosa_pages::ByteCount;
+use limosa_transport::LinkWriter;
 use limosa_vmstate::Device;
 use limosa_wire::{SectionHeader, SectionId, StartKind};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -37,7 +40,7 @@ pub trait LiveState: Send {
     fn save_cleanup(&mut self) -> Result<(), SaveFault>;
 
     /// Begins an incoming migration.
-    fn load_setup(&mut self) -> Result<(), LoadFault>;
+    fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), LoadFault>;
 
     /// Reads the body of one START, PART or END section to its end.
     fn load_state(&mut self, input: &mut StreamReader) -> Result<(), LoadFault>;
@@ -62,12 +65,47 @@ pub enum Switchover {
 }
 
 /// What an outgoing migration was asked to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct SaveSetup<'a> {
     /// Features that are on.
     pub capabilities: &'a Capabilities,
     /// Tunables at the start.
     pub parameters: &'a Parameters,
+    /// Connections for pages beside the main one; RAM takes them.
+    pub(crate) channels: Mutex<Option<SendLinks>>,
+}
+
+/// What an incoming migration was asked to do.
+#[derive(Debug, Default)]
+pub struct LoadSetup {
+    /// Connections for pages beside the main one; RAM takes them.
+    pub(crate) channels: Mutex<Option<ReceiveLinks>>,
+}
+
+/// Multifd channels that are connected and have said nothing yet.
+#[derive(Debug)]
+pub(crate) struct SendLinks {
+    pub(crate) links: Vec<LinkWriter>,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) sync: ChannelSync,
+}
+
+/// Multifd channels that were accepted.
+#[derive(Debug)]
+pub(crate) struct ReceiveLinks {
+    pub(crate) links: Vec<ReceiveLink>,
+    pub(crate) config: ReceiveConfig,
+    pub(crate) sync: ChannelSync,
+}
+
+/// At which records of the main channel the multifd channels are brought into line (wire 4.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChannelSync {
+    /// At FLUSH records, one a round: QEMU's machines from 8.1 on.
+    #[default]
+    PerRound,
+    /// At the end of every RAM section: machines up to 8.0.
+    PerSection,
 }
 
 /// How much one walk over the list may send.

@@ -1,6 +1,6 @@
 //! The destination's side of the list: which section is whose, and whether all came.
 
-use super::entry::{EntryState, SaveStateEntry};
+use super::entry::{EntryState, LoadSetup, SaveStateEntry};
 use super::list::SaveVm;
 use crate::error::{LoadFault, Place};
 use crate::stream::StreamReader;
@@ -17,10 +17,10 @@ pub(crate) struct LoadProgress {
 
 impl SaveVm {
     /// Prepares every live entry.
-    pub(crate) fn load_setup(&mut self) -> Result<(), (Place, LoadFault)> {
+    pub(crate) fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), (Place, LoadFault)> {
         for entry in self.entries_mut() {
             if let EntryState::Live(live) = &mut entry.state {
-                live.load_setup().map_err(|fault| (entry.place(), fault))?;
+                live.load_setup(setup).map_err(|fault| (entry.place(), fault))?;
             }
         }
         Ok(())

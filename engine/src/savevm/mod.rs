@@ -10,6 +10,10 @@ mod list;
 mod load;
 mod save;
 
-pub use entry::{Budget, EntryIdentity, LiveState, Opaque, Priority, SaveSetup, SaveStateEntry, Switchover};
+pub use entry::{
+    Budget, ChannelSync, EntryIdentity, LiveState, LoadSetup, Opaque, Priority, SaveSetup, SaveStateEntry,
+    Switchover,
+};
+pub(crate) use entry::{ReceiveLinks, SendLinks};
 pub use list::SaveVm;
 pub(crate) use load::LoadProgress;

@@ -115,7 +115,7 @@ impl LiveState for Disk {
         self.save(Step::SaveCleanup)
     }
 
-    fn load_setup(&mut self) -> Result<(), LoadFault> {
+    fn load_setup(&mut self, _setup: &limosa_engine::LoadSetup) -> Result<(), LoadFault> {
         self.sections = 0;
         self.load(Step::LoadSetup)
     }

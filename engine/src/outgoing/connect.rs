@@ -1,0 +1,95 @@
+//! Making the connections of an outgoing migration: the main one, and the multifd channels beside it.
+
+use super::Target;
+use super::coordinator::{Control, Coordinator};
+use super::return_path::{self, Heard};
+use crate::error::StartError;
+use crate::savevm::SendLinks;
+use crate::stop::Stop;
+use crate::stream::StreamWriter;
+use crossbeam_channel::{Receiver, never, select};
+use limosa_transport::{Address, ConnectOptions, During, Failure, Link, LinkWriter, Role, TransportError};
+use limosa_wire::encode;
+
+/// What a migration runs over.
+pub(super) struct Connected {
+    /// The stream, with header and configuration written.
+    pub(super) out: StreamWriter,
+    /// The return path, if there is one.
+    pub(super) peer: Option<Receiver<Heard>>,
+    /// Connections for pages, if they were asked for.
+    pub(super) channels: Option<SendLinks>,
+    /// Ends all of them.
+    pub(super) stop: Stop,
+}
+
+impl Coordinator {
+    /// Makes the connections, writes what every stream begins with, and starts the return path.
+    pub(super) fn connect(&mut self, target: Target) -> Result<Connected, StartError> {
+        let capabilities = &mut self.config.capabilities;
+        if matches!(target, Target::Address(Address::File { .. })) {
+            // Nobody is in there who could answer. Any other link that cannot is refused: its user expects a word.
+            (capabilities.return_path, capabilities.switchover_ack) = (false, false);
+        }
+        let (listens, multifd) = (capabilities.return_path, capabilities.multifd);
+        let (link, address) = match target {
+            Target::Address(address) if multifd && !address.is_multi_channel() => {
+                return Err(StartError::SingleConnection);
+            }
+            Target::Link(_) if multifd => return Err(StartError::SingleConnection),
+            Target::Address(address) => (self.connect_to(&address, Role::Main)?, Some(address)),
+            Target::Link(link) => (link, None),
+        };
+        let mut stop = Stop::from(link.shutdown_handle());
+        *self.shared.stop.lock() = Some(stop.clone());
+        let (reader, mut writer) = link.split();
+        writer.set_deadline(Some(self.config.write_deadline))?;
+        let mut out = StreamWriter::new(writer);
+        // At once: a QEMU tells a main connection from a channel by its first bytes, and waits for them (wire 4.3).
+        encode::header(out.buffer());
+        self.savevm.configuration().encode(out.buffer());
+        out.flush()?;
+        let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
+        let channels = match address {
+            Some(address) if multifd => Some(self.connect_channels(&address, &mut stop)?),
+            _ => None,
+        };
+        Ok(Connected { out, peer, channels, stop })
+    }
+
+    fn connect_channels(&mut self, address: &Address, stop: &mut Stop) -> Result<SendLinks, StartError> {
+        let mut links: Vec<LinkWriter> = Vec::new();
+        for number in 0..self.config.parameters.multifd_channels {
+            let mut writer = self.connect_to(address, Role::Multifd(number))?.split().1;
+            writer.set_deadline(Some(self.config.write_deadline))?;
+            stop.add(writer.shutdown_handle());
+            *self.shared.stop.lock() = Some(stop.clone());
+            links.push(writer);
+        }
+        let uuid = self.savevm.configuration().uuid.unwrap_or_default();
+        Ok(SendLinks { links, uuid, sync: self.config.channel_sync })
+    }
+
+    /// Connects on a thread of its own: resolving a name and connecting cannot be called off, only left alone.
+    fn connect_to(&mut self, address: &Address, role: Role) -> Result<Link, StartError> {
+        let (hand_over, connected) = crossbeam_channel::bounded(1);
+        let target = address.clone();
+        std::thread::Builder::new().name("connect".to_owned()).spawn(move || {
+            let options = ConnectOptions { role, ..ConnectOptions::default() };
+            // Nobody takes the link of a migration that was cancelled meanwhile; it closes.
+            drop(hand_over.send(Link::connect(&target, &options)));
+        })?;
+        while !self.shared.is_cancelled() {
+            select! {
+                recv(connected) -> link => return Ok(link.expect("connecting does not panic")?),
+                recv(self.control) -> control => match control {
+                    Ok(Control::Parameters(parameters)) => self.config.parameters = parameters,
+                    Ok(Control::Wake | Control::Continue) => {}
+                    Err(_) => self.control = never(),
+                },
+            }
+        }
+        let during = During::Connect(address.clone());
+        Err(TransportError { role, during, failure: Failure::ShutDown }.into())
+    }
+}

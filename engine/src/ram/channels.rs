@@ -1,0 +1,134 @@
+//! The multifd channels as the sending half sees them: batches out, and in line with the main channel at the right time.
+
+use super::counters::RamCounters;
+use crate::error::SaveFault;
+use crate::parameters::ZeroPageDetection;
+use crate::savevm::{ChannelSync, SaveSetup, SendLinks};
+use crate::stream::StreamWriter;
+use limosa_multifd::{SendBatch, SendChannels, SendConfig, ZeroDetection};
+use limosa_pages::{BlockId, ByteCount, PageCount, PageRun};
+use limosa_ram::GuestRam;
+use limosa_wire::RamEncoder;
+use std::sync::atomic::Ordering;
+
+/// Pages of a packet: 128 x 4 KiB = 512 KiB, what a QEMU accepts (wire 4.4).
+pub(super) const PACKET_PAGES: PageCount = PageCount(128);
+
+/// The channels of one outgoing migration.
+pub(super) struct Channels {
+    pool: SendChannels,
+    batch: SendBatch,
+    sync: ChannelSync,
+    /// Pages were submitted after the last synchronisation point.
+    racing: bool,
+    /// Zero pages that left on the main channel.
+    zero_on_main: PageCount,
+}
+
+impl Channels {
+    /// Starts the channels of this migration, if it has any.
+    pub(super) fn begin(ram: &GuestRam, setup: &SaveSetup<'_>) -> Result<Option<Self>, SaveFault> {
+        let Some(SendLinks { links, uuid, sync }) = setup.channels.lock().take() else { return Ok(None) };
+        let zero_detection = match setup.parameters.zero_page_detection {
+            ZeroPageDetection::Multifd => ZeroDetection::Multifd,
+            // In the legacy mode none is left to find.
+            ZeroPageDetection::Legacy | ZeroPageDetection::None => ZeroDetection::None,
+        };
+        let config = SendConfig { uuid, codec: setup.parameters.multifd_codec, zero_detection };
+        Ok(Some(Self {
+            pool: SendChannels::new(links, ram.clone(), config)?,
+            batch: SendBatch::new(BlockId(0)),
+            sync,
+            racing: false,
+            zero_on_main: PageCount(0),
+        }))
+    }
+
+    /// Begins a packet of pages of `block`.
+    pub(super) fn begin_packet(&mut self, block: BlockId) {
+        self.batch.clear();
+        self.batch.block = block;
+    }
+
+    /// Adds pages to be read when their channel is free for them.
+    pub(super) fn add_content(&mut self, run: PageRun) {
+        match self.batch.content.last_mut() {
+            Some(last) if last.end() == run.start => last.count += run.count,
+            _ => self.batch.content.push(run),
+        }
+    }
+
+    /// Adds pages that were never touched.
+    pub(super) fn add_untouched(&mut self, run: PageRun) {
+        self.batch.untouched.push(run);
+    }
+
+    /// Notes zero pages that leave on the main channel instead.
+    pub(super) fn count_zero_on_main(&mut self, pages: PageCount) {
+        self.zero_on_main += pages;
+        self.racing = true;
+    }
+
+    /// Hands the packet to whichever channel is free.
+    pub(super) fn submit(&mut self, counters: &RamCounters) -> Result<(), SaveFault> {
+        self.racing |= self.batch.pages() > PageCount(0);
+        self.pool.submit(&mut self.batch)?;
+        self.count(counters);
+        Ok(())
+    }
+
+    /// Ends a round, where that is the mode: what was sent so far is in place before anything that follows (I5).
+    pub(super) fn end_round(
+        &mut self,
+        encoder: &mut RamEncoder,
+        out: &mut StreamWriter,
+        counters: &RamCounters,
+    ) -> Result<(), SaveFault> {
+        if self.sync == ChannelSync::PerRound && std::mem::take(&mut self.racing) {
+            encoder.multifd_flush(out.buffer());
+            self.bring_into_line(out, counters)?;
+        }
+        Ok(())
+    }
+
+    /// After the end of a section, where that is the mode.
+    pub(super) fn end_section(
+        &mut self,
+        out: &mut StreamWriter,
+        counters: &RamCounters,
+    ) -> Result<(), SaveFault> {
+        if self.sync == ChannelSync::PerSection {
+            self.bring_into_line(out, counters)?;
+        }
+        Ok(())
+    }
+
+    /// The first synchronisation point, in the setup: no channel may send a page before it.
+    pub(super) fn open(&mut self) {
+        self.racing = true;
+    }
+
+    /// Bytes on all channels so far.
+    pub(super) fn bytes(&self) -> ByteCount {
+        self.pool.statistics().iter().map(|channel| channel.bytes).sum()
+    }
+
+    fn bring_into_line(&mut self, out: &mut StreamWriter, counters: &RamCounters) -> Result<(), SaveFault> {
+        // The mark must be on its way before the channels are free to go on.
+        out.flush()?;
+        self.pool.sync()?;
+        self.count(counters);
+        Ok(())
+    }
+
+    /// Shows what the channels have counted. They lag behind the coordinator by what is queued.
+    fn count(&self, counters: &RamCounters) {
+        let channels = self.pool.statistics();
+        let normal: PageCount = channels.iter().map(|channel| channel.normal).sum();
+        let zero: PageCount = channels.iter().map(|channel| channel.zero).sum();
+        let bytes: ByteCount = channels.iter().map(|channel| channel.bytes).sum();
+        counters.normal.store(normal.0, Ordering::Relaxed);
+        counters.zero.store((zero + self.zero_on_main).0, Ordering::Relaxed);
+        counters.channel_bytes.store(bytes.0, Ordering::Relaxed);
+    }
+}

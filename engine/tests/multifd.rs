@@ -1,0 +1,138 @@
+//! Whole migrations over several connections.
+
+mod guest;
+
+use guest::{Guest, assert_completed};
+use limosa_engine::{
+    Capabilities, ChannelSync, Codec, Incoming, IncomingChannels, IncomingConfig, IncomingReport, NoObserver,
+    Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState, ZeroPageDetection,
+};
+use limosa_transport::Address;
+use std::sync::Arc;
+
+/// A migration's settings, the same on both sides.
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    count: u8,
+    codec: Codec,
+    zeros: ZeroPageDetection,
+    sync: ChannelSync,
+}
+
+const PLAIN: Setting =
+    Setting { count: 2, codec: Codec::None, zeros: ZeroPageDetection::Multifd, sync: ChannelSync::PerRound };
+
+fn outgoing_config(setting: Setting) -> OutgoingConfig {
+    OutgoingConfig {
+        capabilities: Capabilities { multifd: true, return_path: true, ..Capabilities::default() },
+        parameters: Parameters {
+            multifd_channels: setting.count,
+            multifd_codec: setting.codec,
+            zero_page_detection: setting.zeros,
+            ..Parameters::default()
+        },
+        channel_sync: setting.sync,
+        ..OutgoingConfig::default()
+    }
+}
+
+fn incoming_config(setting: Setting) -> IncomingConfig {
+    IncomingConfig {
+        autostart: false,
+        channels: Some(IncomingChannels {
+            count: setting.count,
+            compression: setting.codec.compression(),
+            sync: setting.sync,
+            uuid: [0; 16],
+        }),
+        ..IncomingConfig::default()
+    }
+}
+
+fn start(destination: &mut Guest, config: IncomingConfig) -> (Incoming, Address) {
+    let (savevm, vm) = (destination.take_savevm(), destination.vm());
+    let address = "tcp:127.0.0.1:0".parse().unwrap();
+    let incoming = Incoming::listen(&address, config, savevm, vm, Arc::new(NoObserver)).unwrap();
+    let address = incoming.address().unwrap().clone();
+    (incoming, address)
+}
+
+fn migrate(
+    source: &mut Guest,
+    destination: &mut Guest,
+    there: Setting,
+    here: Setting,
+) -> (OutgoingReport, IncomingReport) {
+    let (incoming, address) = start(destination, incoming_config(there));
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, outgoing_config(here), savevm, vm, Arc::new(NoObserver)).unwrap();
+    let (outgoing, savevm) = outgoing.wait();
+    source.give_back(savevm);
+    let (incoming, savevm) = incoming.wait();
+    destination.give_back(savevm);
+    (outgoing, incoming)
+}
+
+fn assert_arrives(setting: Setting) {
+    let (mut source, mut destination) = (Guest::running(900), Guest::incoming(900));
+    source.let_write(1000);
+    let (outgoing, incoming) = migrate(&mut source, &mut destination, setting, setting);
+    assert!(outgoing.is_completed(), "{setting:?}: {outgoing:?} {incoming:?}");
+    assert_completed(&outgoing, &incoming);
+    assert!(source.memory() == destination.memory(), "{setting:?}");
+    assert_eq!(*source.counter.lock(), *destination.counter.lock(), "{setting:?}");
+    let ram = outgoing.statistics.ram;
+    assert!(ram.channel_bytes.0 > 0 && ram.normal.0 > 0 && ram.zero.0 > 0, "{setting:?}: {ram:?}");
+}
+
+#[test]
+fn a_writing_guest_arrives_over_any_number_of_channels() {
+    for count in [1, 2, 4, 8, 16] {
+        assert_arrives(Setting { count, ..PLAIN });
+    }
+}
+
+#[test]
+fn a_writing_guest_arrives_with_every_codec() {
+    for codec in [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Zstd { level: 3 }] {
+        assert_arrives(Setting { codec, ..PLAIN });
+    }
+}
+
+#[test]
+fn zero_pages_leave_where_they_are_told_to() {
+    assert_arrives(Setting { zeros: ZeroPageDetection::Legacy, ..PLAIN });
+    assert_arrives(Setting { sync: ChannelSync::PerSection, ..PLAIN });
+}
+
+#[test]
+fn a_guest_that_was_cancelled_under_way_goes_on_here() {
+    let (mut source, mut destination) = (Guest::running(900), Guest::incoming(900));
+    let (incoming, address) = start(&mut destination, incoming_config(PLAIN));
+    let mut config = outgoing_config(PLAIN);
+    config.parameters.max_bandwidth = Some(limosa_pages::ByteCount(1 << 20));
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, config, savevm, vm, Arc::new(NoObserver)).unwrap();
+    while outgoing.statistics().ram.channel_bytes.0 < 100_000 {
+        std::thread::yield_now();
+    }
+    outgoing.cancel();
+    assert_eq!(outgoing.wait().0.outcome.status().as_str(), "cancelled");
+    assert!(!incoming.wait().0.is_completed());
+    assert_eq!((source.run_state(), destination.run_state()), (RunState::Running, RunState::InMigrate));
+}
+
+#[test]
+fn sides_that_disagree_both_say_so_and_the_guest_stays() {
+    let zstd = Setting { codec: Codec::Zstd { level: 1 }, ..PLAIN };
+    let three = Setting { count: 3, ..PLAIN };
+    for (here, there) in [(PLAIN, zstd), (zstd, PLAIN), (three, PLAIN)] {
+        let (mut source, mut destination) = (Guest::running(10), Guest::incoming(10));
+        let (outgoing, incoming) = migrate(&mut source, &mut destination, there, here);
+        assert!(!outgoing.is_completed() && !incoming.is_completed(), "{here:?} to {there:?}");
+        assert!(outgoing.statistics.error.is_some(), "{outgoing:?}");
+        assert!(incoming.statistics.error.is_some(), "{incoming:?}");
+        let states = (source.run_state(), destination.run_state());
+        assert_eq!(states, (RunState::Running, RunState::InMigrate), "{here:?} to {there:?}");
+    }
+}
