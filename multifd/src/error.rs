@@ -72,7 +72,7 @@ pub enum ReceiveFailure {
     #[error(transparent)]
     Link(#[from] TransportError),
     /// Bytes that are no packet.
-    #[error("not a packet: {0}")]
+    #[error("bytes that are no packet")]
     Wire(#[from] WireError),
     /// A channel of another virtual machine.
     #[error("the channel belongs to machine {}; expected {}", Uuid(got), Uuid(expected))]

@@ -6,9 +6,9 @@
 //! private copy. [`ReceiveChannels`] has one thread per channel too, receives
 //! straight into guest RAM, and tells a [`PageSink`] what has come.
 //!
-//! Channels race each other. What orders them is the synchronisation point: every channel sends a SYNC packet, the main
-//! channel says FLUSH, and the receiving end goes on when it has all of them (invariant I5). A page is sent at most
-//! once between two of them.
+//! Channels race each other. What orders them is the synchronisation point: every channel sends a SYNC packet,
+//! the main channel says FLUSH, and the receiving end goes on when it has all of them (invariant I5). A page is
+//! sent at most once between two of them.
 //!
 //! A channel that fails fails the migration: the next call on the owner's side returns its error at once, and
 //! nobody waits for a channel that is gone.
@@ -46,11 +46,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Trade-off taken: the queue holds where pages lie, not their bytes. A batch is read when a channel is free for it, as late as
-//! possible; the price is that the codec runs in the channel's own thread.
+//! Trade-off taken: the queue holds where pages lie, not their bytes. A batch is read when a channel is free for
+//! it, as late as possible; the price is that the codec runs in the channel's own thread.
 //!
-//! **Deliberately absent:** the main channel and its FLUSH records, the choice of pages, the dirty log, connecting and accepting,
-//! telling one connection from another, postcopy.
+//! **Deliberately absent:** the main channel and its FLUSH records, the choice of pages, the dirty log,
+//! connecting and accepting, telling one connection from another, postcopy.
 #![forbid(unsafe_code)]
 
 mod error;

@@ -45,7 +45,8 @@ pub struct ReceiveLink {
 
 /// The receiving end of all channels. Dropping it ends the links under their threads.
 ///
-/// Memory: with a codec 1.5 MiB per channel beside the decompressor's own, whatever the peer sends; without, a few KiB.
+/// Memory: with a codec 1.5 MiB per channel beside the decompressor's own, whatever the peer sends; without, a
+/// few KiB.
 #[derive(Debug)]
 pub struct ReceiveChannels {
     barrier: Arc<Barrier>,
@@ -71,7 +72,8 @@ impl ReceiveChannels {
     /// Starts a channel on each of `links`: all that there will be.
     ///
     /// Their numbers, from the init packets, must be those from 0 to the number of links, in any order. What
-    /// comes goes to `sink`. Deadlines are those of the links; a source may be silent for long, and usually there is none.
+    /// comes goes to `sink`. Deadlines are those of the links; a source may be silent for long, and usually there
+    /// is none.
     ///
     /// # Errors
     /// If a decompressor or a thread cannot be had. What the peer does wrong is told by the calls that follow.
@@ -116,8 +118,8 @@ impl ReceiveChannels {
         self.barrier.wait_all()
     }
 
-    /// Ends the channels of a migration that the main channel has said is complete, whether the source has ended them
-    /// or not.
+    /// Ends the channels of a migration that the main channel has said is complete, whether the source has ended
+    /// them or not.
     ///
     /// # Errors
     /// If a channel has failed before, or stands at a synchronisation point that the main channel did not name.

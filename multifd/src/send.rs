@@ -53,7 +53,8 @@ pub enum Codec {
     },
 }
 
-/// Where zero pages are found. QEMU's third setting, `legacy`, is `None` here: the main channel has told them already.
+/// Where zero pages are found. QEMU's third setting, `legacy`, is `None` here: the main channel has told them
+/// already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroDetection {
     /// In the thread of the channel.
@@ -68,8 +69,8 @@ pub enum ZeroDetection {
 pub struct SendBatch {
     /// Block of all runs.
     pub block: BlockId,
-    /// Pages to look at and to send. The dirty log has forgotten them already (invariant I2). In ascending order, so
-    /// that neighbours go out as one piece.
+    /// Pages to look at and to send. The dirty log has forgotten them already (invariant I2). In ascending order,
+    /// so that neighbours go out as one piece.
     pub content: Vec<PageRun>,
     /// Pages that the guest has never touched: sent as zero without a look, which would give them memory.
     pub untouched: Vec<PageRun>,
@@ -121,8 +122,8 @@ impl Codec {
 impl SendChannels {
     /// Starts a channel on each of `links`, in this order; each sends its init packet at once.
     ///
-    /// Deadlines and roles are those of the links: a role is set before a link is split. A link is idle while the guest
-    /// writes less than it can carry.
+    /// Deadlines and roles are those of the links: a role is set before a link is split. A link is idle while the
+    /// guest writes less than it can carry.
     ///
     /// # Errors
     /// If a codec or a thread cannot be had.
@@ -155,8 +156,8 @@ impl SendChannels {
         Ok(channels)
     }
 
-    /// Hands `batch` to whichever channel is free first, and leaves an empty batch in its place. Waits while the queue
-    /// is full. An empty batch is not sent.
+    /// Hands `batch` to whichever channel is free first, and leaves an empty batch in its place. Waits while the
+    /// queue is full. An empty batch is not sent.
     ///
     /// # Errors
     /// If a channel has failed, also while waiting.
@@ -177,8 +178,8 @@ impl SendChannels {
     /// Makes every channel send one SYNC packet behind everything that was submitted; returns when all are
     /// written to their links.
     ///
-    /// The other side reads no further on any channel before it has the FLUSH record of the main channel. That record
-    /// must have left, not only be in a buffer, before [`Self::submit`] is called again.
+    /// The other side reads no further on any channel before it has the FLUSH record of the main channel. That
+    /// record must have left, not only be in a buffer, before [`Self::submit`] is called again.
     ///
     /// # Errors
     /// If a channel has failed.

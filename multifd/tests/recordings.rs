@@ -35,8 +35,8 @@ struct Record {
     zero: Vec<u64>,
 }
 
-/// The records of a channel, and the bytes of all its pages one after the other: decompressed as one stream, without
-/// a thought of packets.
+/// The records of a channel, and the bytes of all its pages one after the other: decompressed as one stream,
+/// without a thought of packets.
 fn read(stream: &[u8], compression: Compression) -> (Vec<Record>, Vec<u8>) {
     let mut rest = &stream[InitPacket::BYTES..];
     let (mut records, mut payload) = (Vec::new(), Vec::new());

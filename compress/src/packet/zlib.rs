@@ -9,9 +9,9 @@ const SAMPLE_STEP: usize = 8;
 
 const SAMPLES: usize = PAGE_BYTES / SAMPLE_STEP;
 
-/// The sum of squared counts of a page's samples up to which the page is noise. Even counts of 512 samples in 256 values,
-/// as noise has them, make 512 + 512^2 / 256 = 1536 with a deviation of 45; text makes 8000 and more. At the limit
-/// the samples have 7.2 bits each.
+/// The sum of squared counts of a page's samples up to which the page is noise. Even counts of 512 samples in 256
+/// values, as noise has them, make 512 + 512^2 / 256 = 1536 with a deviation of 45; text makes 8000 and more. At
+/// the limit the samples have 7.2 bits each.
 const NOISE_MAX: u32 = 1800;
 
 /// Longest stored block of deflate: its length has 16 bits.
@@ -22,7 +22,8 @@ pub(super) struct Encoder {
     stream: Compress,
     /// Level 0 stores everything by itself.
     stores_all: bool,
-    /// The compressor refers to nothing that it has seen, so that blocks can be put behind it which it does not know.
+    /// The compressor refers to nothing that it has seen, so that blocks can be put behind it which it does not
+    /// know.
     forgetful: bool,
 }
 
@@ -39,8 +40,8 @@ impl Encoder {
 
     /// Writes into the spare capacity of `payload`.
     ///
-    /// Pages of noise are stored: compressed they would be larger, by one byte in sixteen at level 1, and take most of
-    /// the time.
+    /// Pages of noise are stored: compressed they would be larger, by one byte in sixteen at level 1, and take
+    /// most of the time.
     pub(super) fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<(), PacketError> {
         let mut rest = pages;
         while !rest.is_empty() {
@@ -97,8 +98,8 @@ impl Encoder {
     }
 }
 
-/// Whether the bytes of a page are spread so evenly that codes cannot shorten them. Repetition is not looked for: what
-/// repeats noise is rare, and still sent.
+/// Whether the bytes of a page are spread so evenly that codes cannot shorten them. Repetition is not looked for:
+/// what repeats noise is rare, and still sent.
 fn is_noise(page: &[u8]) -> bool {
     let mut counts = [0_u32; 256];
     for byte in page.iter().step_by(SAMPLE_STEP) {

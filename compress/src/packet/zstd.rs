@@ -6,8 +6,8 @@ use std::fmt;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-/// How far back a frame may refer, as a power of two: 32 MiB, the window of level 20, the highest that QEMU has. zstd's own limit of 128 MiB would be
-/// a peer's to fill, once for each channel.
+/// How far back a frame may refer, as a power of two: 32 MiB, the window of level 20, the highest that QEMU has.
+/// zstd's own limit of 128 MiB would be a peer's to fill, once for each channel.
 pub const WINDOW_LOG_MAX: u32 = 25;
 
 pub(super) struct Encoder {
@@ -29,8 +29,8 @@ impl Encoder {
     pub(super) fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<(), PacketError> {
         let mut input = InBuffer::around(pages);
         let mut output = OutBuffer::around(payload);
-        // One call for all pages: the frame is the same as with a call per page. It is over when zstd has taken all and
-        // has nothing left to flush.
+        // One call for all pages: the frame is the same as with a call per page. It is over when zstd has taken
+        // all and has nothing left to flush.
         loop {
             let before = (input.pos(), output.pos());
             let left = self.context.compress_stream2(&mut output, &mut input, ZSTD_e_flush).map_err(said)?;

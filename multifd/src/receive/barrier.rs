@@ -123,8 +123,9 @@ impl Barrier {
 
     /// A channel has come to its end between two packets.
     ///
-    /// Whether that is too early is not known yet: a source that nobody answers ends its channels with its last word
-    /// on the main channel, which may be read later. It was too early if the main channel waits for this one again.
+    /// Whether that is too early is not known yet: a source that nobody answers ends its channels with its last
+    /// word on the main channel, which may be read later. It was too early if the main channel waits for this one
+    /// again.
     pub(super) fn end(&self, accepted: usize) {
         self.state.lock().channels[accepted].ended = true;
         self.arrived.notify_one();

@@ -29,14 +29,14 @@ pub(super) struct Channel {
     points: u64,
 }
 
-/// What decompresses the packets of the channel. It has everything that a packet needs but the link, and can therefore
-/// move to where there is a core for it.
+/// What decompresses the packets of the channel. It has everything that a packet needs but the link, and can
+/// therefore move to where there is a core for it.
 struct Decoding {
     decoder: PacketDecoder,
     /// A payload, as it came.
     payload: Vec<u8>,
-    /// Its pages, on their way to guest RAM: a decompressor reads again what it has written, and a guest's page is not
-    /// ours to read.
+    /// Its pages, on their way to guest RAM: a decompressor reads again what it has written, and a guest's page
+    /// is not ours to read.
     pages: Vec<u8>,
 }
 
@@ -173,9 +173,10 @@ impl Channel {
     /// Pages as they are, straight into guest RAM.
     ///
     /// Measured against a scratch buffer of 512 KiB and a copy, five interleaved pairs of runs of 4 GiB between two
-    /// threads over TCP loopback, on two cores that other work kept busy. Processor time of the receiving thread, median
-    /// in seconds per GB: neighbouring pages 0.21 direct, 0.26 with scratch; scattered ones 0.27 and 0.29. The best rates of
-    /// the runs did not tell them apart (1.8 to 2.6 and 1.5 to 3.5 GB/s). With two channels both take the same.
+    /// threads over TCP loopback, on two cores that other work kept busy. Processor time of the receiving thread,
+    /// median in seconds per GB: neighbouring pages 0.21 direct, 0.26 with scratch; scattered ones 0.27 and 0.29.
+    /// The best rates of the runs did not tell them apart (1.8 to 2.6 and 1.5 to 3.5 GB/s). With two channels
+    /// both take the same.
     fn receive_directly(&mut self, block: &RamBlock) -> Result<(), ReceiveFailure> {
         let mut scatter = std::mem::take(&mut self.scatter).reset();
         self.runs.normal.iter().for_each(|&run| scatter.pages(block, run));

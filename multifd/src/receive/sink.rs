@@ -10,8 +10,8 @@ pub trait PageSink: Send + Sync {
     /// The memory that the pages are for. Their bytes are received straight into it, through the engine's mapping.
     fn ram(&self) -> &GuestRam;
 
-    /// The bytes of `run`, which is inside its block, are in [`Self::ram`]: makes them visible to the guest, and then
-    /// marks them as received (invariant I3).
+    /// The bytes of `run`, which is inside its block, are in [`Self::ram`]: makes them visible to the guest, and
+    /// then marks them as received (invariant I3).
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -86,7 +86,8 @@ impl Queue {
         state.check()
     }
 
-    /// The next thing to do for a channel that has sent `points` SYNC packets, and is done with `sent`. Waits for it.
+    /// The next thing to do for a channel that has sent `points` SYNC packets, and is done with `sent`. Waits for
+    /// it.
     ///
     /// Batches come first. Nobody submits while a synchronisation point is waited for, so what the queue
     /// held when it was asked for is taken by then; a channel that still sends its part syncs after it.
