@@ -1,7 +1,7 @@
 //! The `limosa` command: one binary, one module for each subcommand.
 //!
 //! A subcommand is a module with `Options`, which clap fills in, and `run(Options)`, which answers with the exit
-//! code or with an error of its own; a row in [`Subcommand`] and one in [`Error`] make it known here. Exit code 0 is
+//! code or with an error of its own; a row in [`Subcommand`] and one in [`enum@Error`] make it known here. Exit code 0 is
 //! success, 1 a failure told on stderr, 2 (clap's) a command line that cannot be understood.
 //!
 //! **Deliberately absent:** migration itself, which is `limosa-engine`'s.

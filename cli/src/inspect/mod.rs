@@ -1,6 +1,6 @@
 //! `limosa inspect`: what a recorded migration stream holds.
 //!
-//! [`walk`](walk::walk) reads the stream once, from front to back, and fills in a [`Report`](report::Report); text and
+//! [`walk`](walk::walk) reads the stream once, from front to back, and fills in a [`Report`]; text and
 //! JSON are two ways of writing that down. What goes wrong on the way ends the walk, not the report: a stream
 //! that breaks off is shown as far as it goes.
 //!
