@@ -108,6 +108,7 @@ impl Moving {
             switchover_ack: settings.capabilities().switchover_ack,
             // The guest's handle decides when it comes, so that the operator may change his mind until then.
             autostart: true,
+            channels: settings.incoming_channels(savevm.configuration().uuid),
             ..IncomingConfig::default()
         };
         let journey = Journey::In(Arc::clone(&self.bell));

@@ -85,6 +85,7 @@ fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStat
         mbps: per_second(statistics.transferred.0 as f64 * 8.0 / 1e6),
         dirty_sync_count: statistics.passes,
         page_size: PAGE_BYTES as u64,
+        multifd_bytes: ram.channel_bytes.0,
         pages_per_second: per_second(sent as f64) as u64,
         precopy_bytes: statistics.transferred.0.saturating_sub(statistics.downtime_bytes.0),
         downtime_bytes: statistics.downtime_bytes.0,
@@ -163,6 +164,7 @@ fn ram(ram: &RamStatistics) -> Value {
         "xbzrle-pages": ram.xbzrle_pages.0,
         "xbzrle-bytes": ram.xbzrle_bytes.0,
         "xbzrle-same-pages": ram.xbzrle_same.0,
+        "multifd-bytes": ram.channel_bytes.0,
     })
 }
 

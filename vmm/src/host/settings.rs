@@ -2,9 +2,10 @@
 
 use super::moving::{Moving, Refused};
 use limosa::pages::ByteCount;
-use limosa::{Capabilities, Parameters};
+use limosa::{Capabilities, ChannelSync, Codec, IncomingChannels, ParameterError, Parameters};
 use limosa_qmp::{
     CommandError, MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationParameters,
+    MultiFdCompression, ZeroPageDetection,
 };
 use std::time::Duration;
 
@@ -12,7 +13,15 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     parameters: Parameters,
+    levels: Levels,
     capabilities: Capabilities,
+}
+
+/// How hard each method of `multifd-compression` tries. A level may be set before its method is.
+#[derive(Clone, Copy, Debug)]
+struct Levels {
+    zlib: u8,
+    zstd: u8,
 }
 
 impl Default for Settings {
@@ -20,6 +29,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             parameters: Parameters::default(),
+            // QEMU's defaults.
+            levels: Levels { zlib: 1, zstd: 1 },
             capabilities: Capabilities { return_path: true, ..Capabilities::default() },
         }
     }
@@ -34,10 +45,20 @@ impl Settings {
         self.capabilities
     }
 
+    /// The multifd channels that a guest comes on, if it does: these settings are the source's too.
+    pub(super) fn incoming_channels(&self, uuid: Option<[u8; 16]>) -> Option<IncomingChannels> {
+        self.capabilities.multifd.then(|| IncomingChannels {
+            count: self.parameters.multifd_channels,
+            compression: self.parameters.multifd_codec.compression(),
+            sync: ChannelSync::default(),
+            uuid: uuid.unwrap_or_default(),
+        })
+    }
+
     /// Takes the values that are there; all or none.
     pub(super) fn set_parameters(&mut self, wanted: &MigrationParameters) -> Result<(), CommandError> {
         refuse_unsupported(wanted)?;
-        let mut parameters = self.parameters.clone();
+        let (mut parameters, mut levels) = (self.parameters.clone(), self.levels);
         if let Some(bytes) = wanted.max_bandwidth {
             parameters.max_bandwidth = none_if_zero(bytes);
         }
@@ -50,20 +71,42 @@ impl Settings {
         if let Some(bytes) = wanted.xbzrle_cache_size {
             parameters.xbzrle_cache_size = ByteCount(bytes);
         }
-        parameters.validate().map_err(|error| CommandError::generic(error.to_string()))?;
-        self.parameters = parameters;
+        if let Some(count) = wanted.multifd_channels {
+            parameters.multifd_channels = count;
+        }
+        if let Some(place) = wanted.zero_page_detection {
+            parameters.zero_page_detection = engine_detection(place);
+        }
+        levels.zlib = wanted.multifd_zlib_level.unwrap_or(levels.zlib);
+        levels.zstd = wanted.multifd_zstd_level.unwrap_or(levels.zstd);
+        let method = wanted.multifd_compression.unwrap_or_else(|| method(parameters.multifd_codec));
+        parameters.multifd_codec = levels.codec(method)?;
+        parameters.validate().and_then(|()| levels.validate()).map_err(generic)?;
+        (self.parameters, self.levels) = (parameters, levels);
         Ok(())
     }
 
     /// The parameters that this VMM has.
     pub(super) fn query_parameters(&self) -> MigrationParameters {
-        let Parameters { max_bandwidth, switchover_bandwidth, downtime_limit, xbzrle_cache_size } =
-            &self.parameters;
+        let Parameters {
+            max_bandwidth,
+            switchover_bandwidth,
+            downtime_limit,
+            xbzrle_cache_size,
+            multifd_channels,
+            multifd_codec,
+            zero_page_detection,
+        } = &self.parameters;
         MigrationParameters {
             max_bandwidth: Some(max_bandwidth.map_or(0, |bytes| bytes.0)),
             avail_switchover_bandwidth: Some(switchover_bandwidth.map_or(0, |bytes| bytes.0)),
             downtime_limit: Some(downtime_limit.as_millis() as u64),
             xbzrle_cache_size: Some(xbzrle_cache_size.0),
+            multifd_channels: Some(*multifd_channels),
+            multifd_compression: Some(method(*multifd_codec)),
+            multifd_zlib_level: Some(self.levels.zlib),
+            multifd_zstd_level: Some(self.levels.zstd),
+            zero_page_detection: Some(monitor_detection(*zero_page_detection)),
             mode: Some(MigMode::Normal),
             ..MigrationParameters::default()
         }
@@ -87,7 +130,7 @@ impl Settings {
                 }
             }
         }
-        capabilities.validate().map_err(|error| CommandError::generic(error.to_string()))?;
+        capabilities.validate().map_err(generic)?;
         let only_events =
             Capabilities { events: self.capabilities.events, ..capabilities } == self.capabilities;
         if moving.is_busy() && !(moving.is_arriving() && only_events) {
@@ -108,6 +151,52 @@ impl Settings {
     }
 }
 
+impl Levels {
+    /// The engine's name for a method with its level.
+    fn codec(self, method: MultiFdCompression) -> Result<Codec, CommandError> {
+        match method {
+            MultiFdCompression::None => Ok(Codec::None),
+            MultiFdCompression::Zlib => Ok(Codec::Zlib { level: self.zlib }),
+            MultiFdCompression::Zstd => Ok(Codec::Zstd { level: self.zstd }),
+            MultiFdCompression::Qatzip | MultiFdCompression::Qpl | MultiFdCompression::Uadk => {
+                let text = format!("Compression '{method}' is not supported by this VMM");
+                Err(CommandError::generic(text))
+            }
+        }
+    }
+
+    /// Checks both, whichever method is on.
+    fn validate(self) -> Result<(), ParameterError> {
+        [Codec::Zlib { level: self.zlib }, Codec::Zstd { level: self.zstd }]
+            .into_iter()
+            .try_for_each(|codec| Parameters { multifd_codec: codec, ..Parameters::default() }.validate())
+    }
+}
+
+fn method(codec: Codec) -> MultiFdCompression {
+    match codec {
+        Codec::None => MultiFdCompression::None,
+        Codec::Zlib { .. } => MultiFdCompression::Zlib,
+        Codec::Zstd { .. } => MultiFdCompression::Zstd,
+    }
+}
+
+fn engine_detection(place: ZeroPageDetection) -> limosa::ZeroPageDetection {
+    match place {
+        ZeroPageDetection::None => limosa::ZeroPageDetection::None,
+        ZeroPageDetection::Legacy => limosa::ZeroPageDetection::Legacy,
+        ZeroPageDetection::Multifd => limosa::ZeroPageDetection::Multifd,
+    }
+}
+
+fn monitor_detection(place: limosa::ZeroPageDetection) -> ZeroPageDetection {
+    match place {
+        limosa::ZeroPageDetection::None => ZeroPageDetection::None,
+        limosa::ZeroPageDetection::Legacy => ZeroPageDetection::Legacy,
+        limosa::ZeroPageDetection::Multifd => ZeroPageDetection::Multifd,
+    }
+}
+
 /// Where the engine keeps a capability; `None` for those that it does not have.
 fn flag(capabilities: &mut Capabilities, capability: MigrationCapability) -> Option<&mut bool> {
     match capability {
@@ -116,6 +205,7 @@ fn flag(capabilities: &mut Capabilities, capability: MigrationCapability) -> Opt
         MigrationCapability::ReturnPath => Some(&mut capabilities.return_path),
         MigrationCapability::PauseBeforeSwitchover => Some(&mut capabilities.pause_before_switchover),
         MigrationCapability::SwitchoverAck => Some(&mut capabilities.switchover_ack),
+        MigrationCapability::Multifd => Some(&mut capabilities.multifd),
         _ => None,
     }
 }
@@ -127,12 +217,21 @@ fn refuse_unsupported(wanted: &MigrationParameters) -> Result<(), CommandError> 
     rest.avail_switchover_bandwidth = None;
     rest.downtime_limit = None;
     rest.xbzrle_cache_size = None;
+    rest.multifd_channels = None;
+    rest.multifd_compression = None;
+    rest.multifd_zlib_level = None;
+    rest.multifd_zstd_level = None;
+    rest.zero_page_detection = None;
     rest.mode = rest.mode.filter(|mode| *mode != MigMode::Normal);
     let rest = serde_json::to_value(&rest).expect("parameters are JSON");
     match rest.as_object().and_then(|members| members.keys().next()) {
         None => Ok(()),
         Some(name) => Err(CommandError::generic(format!("Parameter '{name}' is not supported by this VMM"))),
     }
+}
+
+fn generic(error: ParameterError) -> CommandError {
+    CommandError::generic(error.to_string())
 }
 
 fn none_if_zero(bytes: u64) -> Option<ByteCount> {

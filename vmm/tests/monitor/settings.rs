@@ -1,6 +1,6 @@
 //! Parameters and capabilities: what can be set, when, and what is refused by which name.
 
-use crate::stage::{Vmm, any_kind, at_work};
+use crate::stage::{Vmm, any_kind, at_work, move_guest};
 use limosa_vmm::Program;
 use serde_json::{Value, json};
 
@@ -19,11 +19,21 @@ fn parameters_that_were_set_are_shown() {
             "avail-switchover-bandwidth": 0,
             "downtime-limit": 300,
             "xbzrle-cache-size": 64 << 20,
+            "multifd-channels": 2,
+            "multifd-compression": "none",
+            "multifd-zlib-level": 1,
+            "multifd-zstd-level": 1,
+            "zero-page-detection": "multifd",
             "mode": "normal",
         })
     );
     vmm.execute("migrate-set-parameters", json!({ "max-bandwidth": 1000, "mode": "normal" }));
     let set = json!({ "downtime-limit": 20, "xbzrle-cache-size": 8192, "avail-switchover-bandwidth": 7 });
+    vmm.execute("migrate-set-parameters", set);
+    // A level waits for its method.
+    let set = json!({ "multifd-channels": 4, "multifd-zlib-level": 9, "multifd-zstd-level": 20 });
+    vmm.execute("migrate-set-parameters", set);
+    let set = json!({ "multifd-compression": "zstd", "zero-page-detection": "legacy" });
     vmm.execute("migrate-set-parameters", set);
     assert_eq!(
         vmm.execute("query-migrate-parameters", Value::Null),
@@ -32,6 +42,11 @@ fn parameters_that_were_set_are_shown() {
             "avail-switchover-bandwidth": 7,
             "downtime-limit": 20,
             "xbzrle-cache-size": 8192,
+            "multifd-channels": 4,
+            "multifd-compression": "zstd",
+            "multifd-zlib-level": 9,
+            "multifd-zstd-level": 20,
+            "zero-page-detection": "legacy",
             "mode": "normal",
         })
     );
@@ -43,7 +58,12 @@ fn what_cannot_be_set_is_refused_by_name_and_nothing_is_changed() {
     let before = vmm.execute("query-migrate-parameters", Value::Null);
     for (wanted, name) in [
         (json!({ "max-bandwidth": 5, "no-such-parameter": 1 }), "'no-such-parameter' is unexpected"),
-        (json!({ "max-bandwidth": 5, "multifd-channels": 4 }), "'multifd-channels' is not supported"),
+        (json!({ "max-bandwidth": 5, "direct-io": true }), "'direct-io' is not supported"),
+        (json!({ "max-bandwidth": 5, "multifd-compression": "qpl" }), "'qpl' is not supported"),
+        (json!({ "max-bandwidth": 5, "multifd-channels": 0 }), "multifd-channels"),
+        // Each level is checked, also where another method is on.
+        (json!({ "max-bandwidth": 5, "multifd-zlib-level": 10 }), "multifd-zlib-level"),
+        (json!({ "max-bandwidth": 5, "multifd-zstd-level": 21 }), "multifd-zstd-level"),
         (json!({ "max-bandwidth": 5, "mode": "cpr-reboot" }), "'mode' is not supported"),
         (json!({ "max-bandwidth": 5, "downtime-limit": 2_000_001 }), "downtime-limit"),
         (json!({ "max-bandwidth": 5, "xbzrle-cache-size": 5000 }), "xbzrle-cache-size"),
@@ -81,13 +101,17 @@ fn capabilities_are_switched_all_or_none() {
             json!([{ "capability": "return-path", "state": false }, { "capability": "switchover-ack", "state": true }]),
             "switchover-ack",
         ),
+        (
+            json!([{ "capability": "multifd", "state": true }, { "capability": "xbzrle", "state": true }]),
+            "multifd",
+        ),
     ] {
         let refusal = vmm.refusal("migrate-set-capabilities", set(states));
         assert!(refusal.contains(name), "{refusal}");
         assert_eq!(on(&mut vmm), ["events", "return-path"]);
     }
     // To switch off what is not there asks for nothing.
-    vmm.execute("migrate-set-capabilities", set(json!([{ "capability": "multifd", "state": false }])));
+    vmm.execute("migrate-set-capabilities", set(json!([{ "capability": "mapped-ram", "state": false }])));
     vmm.set_capability("xbzrle", true);
     assert_eq!(on(&mut vmm), ["xbzrle", "events", "return-path"]);
 }
@@ -123,6 +147,41 @@ fn deltas_are_counted_when_they_are_on() {
     let info = source.query_migrate();
     assert_eq!(info["ram"]["remaining"], 0);
     assert_eq!(info["ram"]["total"], crate::ring::MEMORY.0);
+}
+
+#[test]
+fn a_guest_moves_over_several_channels_that_both_sides_were_set_to() {
+    let Some(kind) = any_kind("multifd") else { return };
+    for (channels, method) in [(4, "none"), (2, "zstd"), (1, "zlib")] {
+        let (mut source, mut destination) = (Vmm::running(kind), Vmm::incoming(kind));
+        for vmm in [&mut source, &mut destination] {
+            vmm.set_capability("multifd", true);
+            let set = json!({ "multifd-channels": channels, "multifd-compression": method });
+            vmm.execute("migrate-set-parameters", set);
+        }
+        move_guest(&mut source, &mut destination, "tcp");
+        let ram = source.query_migrate()["ram"].clone();
+        let on_channels = ram["multifd-bytes"].as_u64().expect("bytes");
+        assert!(on_channels > 0 && on_channels < ram["transferred"].as_u64().expect("bytes"), "{ram}");
+        destination.execute("stop", Value::Null);
+        let verified = destination.execute("x-limosa-verify", Value::Null);
+        assert_eq!(verified["clean"], true, "{channels} channels, {method}: {verified}");
+    }
+}
+
+#[test]
+fn a_guest_stays_where_the_sides_were_set_to_different_methods() {
+    let Some(kind) = any_kind("multifd mismatch") else { return };
+    let (mut source, mut destination) = (Vmm::running(kind), Vmm::incoming(kind));
+    for (vmm, method) in [(&mut source, "zlib"), (&mut destination, "zstd")] {
+        vmm.set_capability("multifd", true);
+        vmm.execute("migrate-set-parameters", json!({ "multifd-compression": method }));
+    }
+    let uri = destination.listen("tcp");
+    source.migrate(&uri);
+    source.wait("failed");
+    destination.wait("failed");
+    assert_eq!((source.status(), destination.status()), ("running".to_owned(), "inmigrate".to_owned()));
 }
 
 #[test]
