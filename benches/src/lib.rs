@@ -21,6 +21,7 @@ mod program;
 mod scenario;
 mod summary;
 mod vmm;
+mod warm_memory;
 
 pub use error::BenchError;
 pub use memory_file::MemoryFile;

@@ -5,8 +5,7 @@ use crate::memory_file::MemoryFile;
 use crate::program::Program;
 use crate::scenario::Scenario;
 use crate::vmm::Vmm;
-use limosa_pages::BlockName;
-use limosa_ram::RamBlock;
+use crate::warm_memory::WarmMemory;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -89,13 +88,18 @@ pub fn measure(
         std::thread::sleep(WARM_UP);
     }
 
-    warm_host_memory(scenario)?;
+    let warm = WarmMemory::take(scenario.memory)?;
+    let (migrating, end) = std::sync::mpsc::channel();
+    let process = destination.process();
+    let warm = std::thread::spawn(move || warm.hand_over(process, &end));
     let cpu_before = [source.cpu_time(), destination.cpu_time()];
     let began = Instant::now();
     source.execute("migrate", json!({ "uri": uri }))?;
     let status = source.wait_migrated(began + MIGRATION_TIMEOUT)?;
     let wall = began.elapsed();
     let cpu_after = [source.cpu_time(), destination.cpu_time()];
+    drop(migrating);
+    warm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let answer = source.execute("query-migrate", Value::Null)?;
     if status != "completed" {
         return Err(BenchError::NotCompleted { status, answer });
@@ -146,17 +150,6 @@ fn listen(destination: &mut Vmm) -> Result<String, BenchError> {
         (Some(host), Some(port)) => Ok(format!("tcp:{host}:{port}")),
         _ => Err(BenchError::NoAddress { answer }),
     }
-}
-
-/// Takes as much memory as the destination will need, in huge pages, and gives it back.
-///
-/// The host of a virtual machine takes memory that lies free away from it, huge pages first. The first touch of each of
-/// its pages then costs the host ten microseconds, twenty times what the migration costs; that measures the host, and hits
-/// whoever comes first. Memory that was in use a moment ago is still there.
-fn warm_host_memory(scenario: &Scenario) -> Result<(), BenchError> {
-    let name = BlockName::new("warm").expect("a short name");
-    let block = RamBlock::anonymous(name, scenario.memory)?;
-    Ok(block.preallocate(block.whole())?)
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -43,9 +43,14 @@ impl Vmm {
         Ok(Self { who, monitor, child })
     }
 
+    /// Its number.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// Processor time that the process has used, all threads together; to 10 ms.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.0.id())).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process())).unwrap_or_default();
         // The name is in brackets and may hold anything, brackets too.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
         let ticks: u32 =
