@@ -123,6 +123,20 @@ fn a_guest_that_was_cancelled_under_way_goes_on_here() {
 }
 
 #[test]
+fn a_second_attempt_begins_to_count_anew() {
+    let (mut source, mut nowhere, mut destination) =
+        (Guest::running(900), Guest::incoming(900), Guest::incoming(900));
+    let zstd = Setting { codec: Codec::Zstd { level: 1 }, ..PLAIN };
+    let (outgoing, _) = migrate(&mut source, &mut nowhere, zstd, PLAIN);
+    assert!(!outgoing.is_completed(), "{outgoing:?}");
+    let (outgoing, incoming) = migrate(&mut source, &mut destination, PLAIN, PLAIN);
+    assert_completed(&outgoing, &incoming);
+    let (outgoing, incoming) = migrate(&mut destination, &mut source, PLAIN, PLAIN);
+    assert_completed(&outgoing, &incoming);
+    assert!(source.memory() == destination.memory());
+}
+
+#[test]
 fn sides_that_disagree_both_say_so_and_the_guest_stays() {
     let zstd = Setting { codec: Codec::Zstd { level: 1 }, ..PLAIN };
     let three = Setting { count: 3, ..PLAIN };

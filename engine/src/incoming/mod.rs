@@ -187,7 +187,7 @@ impl Incoming {
             }
             Origin::Link(link) => (None, link.shutdown_handle()),
         };
-        let shared = Arc::new(Shared::new(savevm.ram_counters(), shutdown.into()));
+        let shared = Arc::new(Shared::new(savevm.count_anew(), shutdown.into()));
         let loader = Loader::new(config, savevm, vm, observer, Arc::clone(&shared));
         match thread::spawn("incoming", loader, |loader| loader.run(origin)) {
             Ok(thread) => Ok(Self { shared, address, thread }),

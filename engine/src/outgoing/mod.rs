@@ -228,7 +228,7 @@ impl Outgoing {
             return Err(NotStarted::new(error, savevm));
         }
         let (control, inbox) = crossbeam_channel::bounded(CONTROL_QUEUE);
-        let shared = Arc::new(Shared::new(savevm.ram_counters()));
+        let shared = Arc::new(Shared::new(savevm.count_anew()));
         let coordinator = Coordinator::new(config, savevm, vm, observer, Arc::clone(&shared), inbox);
         match thread::spawn("migration", coordinator, |coordinator| coordinator.run(target)) {
             Ok(thread) => Ok(Self { shared, control, thread }),

@@ -24,7 +24,7 @@ macro_rules! counters {
                 RamStatistics { $($name: $unit(self.$name.load(Ordering::Relaxed)),)* }
             }
 
-            pub(super) fn reset(&self) {
+            pub(crate) fn reset(&self) {
                 $(self.$name.store(0, Ordering::Relaxed);)*
             }
         }

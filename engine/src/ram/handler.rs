@@ -42,7 +42,6 @@ impl RamHandler {
 
 impl LiveState for RamHandler {
     fn save_setup(&mut self, setup: &SaveSetup<'_>, out: &mut StreamWriter) -> Result<(), SaveFault> {
-        self.counters.reset();
         let log = self.dirty_log.as_deref_mut().ok_or(SaveFault::NoDirtyLog)?;
         let saving = RamSave::begin(self.ram.clone(), log, setup, Arc::clone(&self.counters))?;
         self.saving.insert(saving).write_setup(out)
@@ -86,7 +85,6 @@ impl LiveState for RamHandler {
     }
 
     fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), LoadFault> {
-        self.counters.reset();
         let links = setup.channels.lock().take();
         self.loading = Some(RamLoad::begin(self.ram.clone(), Arc::clone(&self.counters), links)?);
         Ok(())

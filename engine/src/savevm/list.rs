@@ -91,6 +91,11 @@ impl SaveVm {
         self.ram.clone()
     }
 
+    /// The same counters, zeroed for a migration that begins.
+    pub(crate) fn count_anew(&self) -> Option<Arc<RamCounters>> {
+        self.ram.as_ref().inspect(|counters| counters.reset()).cloned()
+    }
+
     /// A copy of those counters; zeros without RAM.
     pub(crate) fn ram_statistics(&self) -> RamStatistics {
         self.ram.as_ref().map(|counters| counters.snapshot()).unwrap_or_default()
