@@ -7,6 +7,7 @@
 //! **Deliberately absent:** migration itself, which is `limosa-engine`'s.
 #![forbid(unsafe_code)]
 
+mod channels;
 mod demo;
 mod guest;
 mod inspect;

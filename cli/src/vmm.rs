@@ -1,7 +1,9 @@
 //! `limosa vmm`: the reference VMM as a process, driven over QMP.
 
+use crate::channels::ChannelOptions;
 use crate::guest::{DirtierOptions, MachineOptions};
 use crate::signals;
+use limosa_qmp::{Command, CommandError, Commands};
 use limosa_transport::{Address, AddressError, TransportError};
 use limosa_vmm::{
     BOOT_SECTOR_BYTES, Executor, GuestConfig, Host, Machine, NotRunnable, Occurrence, Program, QuitCause,
@@ -46,6 +48,8 @@ pub(crate) struct Options {
     #[arg(long, hide = true)]
     quit_with_stdin: bool,
     #[command(flatten)]
+    channels: ChannelOptions,
+    #[command(flatten)]
     machine: MachineOptions,
     #[command(flatten)]
     dirtier: DirtierOptions,
@@ -70,6 +74,8 @@ pub(crate) enum VmmCommandError {
     },
     #[error("the guest cannot be waited for")]
     Incoming(#[from] Refused),
+    #[error("--channels")]
+    Channels(#[from] CommandError),
     #[error("the guest did not arrive: {reason}")]
     NotArrived { reason: String },
     #[error("the guest cannot run")]
@@ -101,6 +107,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, VmmCommandError> {
     let executor = machine.executor();
     let host = Host::new(machine, incoming.is_some())?;
     host.set_autostart(!options.paused);
+    set_channels(&host, &options.channels)?;
     let path = PathBuf::from(options.qmp.strip_prefix("unix:").unwrap_or(&options.qmp));
     let server =
         host.listen(&path).map_err(|source| VmmCommandError::Monitor { path: path.clone(), source })?;
@@ -156,6 +163,13 @@ fn make_machine(options: &Options) -> Result<Machine, VmmCommandError> {
             Some(path) => SerialOutput::File(path.clone()),
         },
     })?)
+}
+
+/// Says what a client of the monitor could say too late for a guest that is awaited from the start.
+fn set_channels(host: &Host, channels: &ChannelOptions) -> Result<(), CommandError> {
+    host.execute(Command::MigrateSetParameters(channels.parameters()))?;
+    host.execute(Command::MigrateSetCapabilities(vec![channels.capability()]))?;
+    Ok(())
 }
 
 /// Lets the guest run, or waits for it; what that is, in words.

@@ -3,11 +3,12 @@
 mod process;
 mod report;
 
+use crate::channels::ChannelOptions;
 use crate::guest::{DirtierOptions, Kind, MachineOptions};
 use crate::signals;
 use crate::size::Size;
 use indicatif::{ProgressBar, ProgressStyle};
-use limosa_qmp::{MigrationInfo, MigrationStatus, QmpError, SocketAddress};
+use limosa_qmp::{MigrationInfo, MigrationParameters, MigrationStatus, QmpError, SocketAddress};
 use limosa_vmm::{KvmUnusable, Rate, kvm_usable};
 use nix::sys::signal::Signal;
 use process::Vmm;
@@ -33,8 +34,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
     /// Send pages after the first round as deltas (XBZRLE).
-    #[arg(long)]
+    #[arg(long, conflicts_with = "channels")]
     xbzrle: bool,
+    #[command(flatten)]
+    channels: ChannelOptions,
     /// Migrate over a unix socket instead of TCP on the loopback interface.
     #[arg(long)]
     unix: bool,
@@ -149,6 +152,7 @@ fn start_both(options: &Options, folder: &Path) -> Result<(Vmm, Vmm, String), De
         false => "tcp:127.0.0.1:0".to_owned(),
     };
     words = options.machine.arguments();
+    words.extend(options.channels.arguments());
     words.push(format!("--incoming={uri}"));
     let mut destination = Vmm::start("destination", folder, &words)?;
     let uri = if options.unix { uri } else { listening_at(&mut destination)? };
@@ -168,13 +172,15 @@ fn configure(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
     let capabilities = json!([
         {"capability": "events", "state": true},
         {"capability": "xbzrle", "state": options.xbzrle},
+        options.channels.capability(),
     ]);
     source.execute("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
-    let parameters = json!({
-        "max-bandwidth": options.max_bandwidth.map_or(0, |size| size.0),
-        "downtime-limit": options.downtime_limit,
-    });
-    source.execute("migrate-set-parameters", parameters)?;
+    let parameters = MigrationParameters {
+        max_bandwidth: Some(options.max_bandwidth.map_or(0, |size| size.0)),
+        downtime_limit: Some(options.downtime_limit),
+        ..options.channels.parameters()
+    };
+    source.execute("migrate-set-parameters", json!(parameters))?;
     Ok(())
 }
 

@@ -53,6 +53,7 @@ struct Ram {
     untouched_pages: u64,
     xbzrle_pages: u64,
     xbzrle_bytes: u64,
+    multifd_bytes: u64,
 }
 
 /// The guest's own count of its work, before and after.

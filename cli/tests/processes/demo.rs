@@ -103,6 +103,22 @@ fn options_of_the_migration_are_obeyed() {
 }
 
 #[test]
+fn pages_take_several_connections_where_that_was_asked_for() {
+    let Some(kind) = kinds("demo over several connections").pop() else { return };
+    let guest = format!("--guest={kind}");
+    for options in [&["--channels=4"] as &[&str], &["--channels=2", "--compression=zstd", "--unix"]] {
+        let report = report(&[&[guest.as_str()], options].concat());
+        assert_good(&report);
+        let on_channels = number(&report["migration"]["ram"]["multifd-bytes"]);
+        assert!(on_channels > number(&report["migration"]["transferred"]) / 2, "{report}");
+    }
+    for options in [&["--compression=zstd"] as &[&str], &["--channels=0"], &["--channels=2", "--xbzrle"]] {
+        let ended = demo(&[&[guest.as_str()], options].concat()).wait();
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    }
+}
+
+#[test]
 fn people_are_told_of_rounds_downtime_and_every_page() {
     let Some(kind) = kinds("demo in words").pop() else { return };
     let ended = demo(&[&format!("--guest={kind}")]).wait();

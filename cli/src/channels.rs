@@ -1,0 +1,54 @@
+//! The options for pages on several connections (multifd); the same for `vmm` and for `demo`.
+
+use clap::ValueEnum;
+use limosa_qmp::{MigrationCapability, MigrationCapabilityStatus, MigrationParameters, MultiFdCompression};
+
+/// How pages are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Not at all.
+    None,
+    /// zlib.
+    Zlib,
+    /// zstd.
+    Zstd,
+}
+
+/// Connections for pages.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ChannelOptions {
+    /// Connections for pages beside the main one (multifd), 1 to 255; the same on both sides [default: the main one alone]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    channels: Option<u8>,
+    /// How pages are compressed on these connections; the same on both sides.
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = Method::None, requires = "channels")]
+    compression: Method,
+}
+
+impl ChannelOptions {
+    /// The capability, on or off.
+    pub(crate) fn capability(&self) -> MigrationCapabilityStatus {
+        MigrationCapabilityStatus { capability: MigrationCapability::Multifd, state: self.channels.is_some() }
+    }
+
+    /// The parameters that say the same to a monitor; none without channels.
+    pub(crate) fn parameters(&self) -> MigrationParameters {
+        let method = match self.compression {
+            Method::None => MultiFdCompression::None,
+            Method::Zlib => MultiFdCompression::Zlib,
+            Method::Zstd => MultiFdCompression::Zstd,
+        };
+        MigrationParameters {
+            multifd_channels: self.channels,
+            multifd_compression: self.channels.map(|_| method),
+            ..MigrationParameters::default()
+        }
+    }
+
+    /// The words of a command line that say the same.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let Some(channels) = self.channels else { return Vec::new() };
+        let method = self.compression.to_possible_value().expect("no method is hidden");
+        vec![format!("--channels={channels}"), format!("--compression={}", method.get_name())]
+    }
+}
