@@ -6,11 +6,15 @@ use limosa::{
     IncomingReport, NoObserver, OutgoingConfig, Parameters, SaveVm, ZeroPageDetection,
 };
 use limosa_stress::qemu::{
-    Accelerator, Binary, ForeignGuest, Machine, PATIENCE, Qemu, Release, Setup, Still, Transport,
+    Accelerator, Binary, ForeignGuest, Machine, PATIENCE, Qemu, Release, Retouched, Setup, Still, Transport,
     assert_goes_on, send,
 };
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Rounds in which a guest that changes is sent again: its pages take another channel in each.
+const PASSES: u64 = 6;
 
 /// What both sides are set to.
 #[derive(Clone, Copy, Debug)]
@@ -167,4 +171,30 @@ fn a_guest_of_a_pc_moves_through_us_from_qemu_to_qemu_over_several_channels() {
     source.wait_migrated().expect("source");
     source.assert_same_memory(&ram).expect("pmemsave");
     assert_qemu_takes(savevm, &source, &setup, &binary, PLAIN);
+}
+
+#[test]
+fn pages_that_change_in_every_round_are_the_last_ones_in_qemu() {
+    let Some(binary) = Release::Current.require() else { return };
+    let setup = Setup::new(Machine::Microvm, Accelerator::of_this_machine());
+    for codec in [Codec::None, Codec::Zlib { level: 1 }] {
+        let mut source = running(&setup, &binary);
+        let guest = ForeignGuest::holding(capture(&mut source));
+        let retouched = Arc::new(Retouched::new(&guest, &setup, PASSES));
+        let setting = Setting { channels: 4, codec, ..PLAIN };
+        let mut destination = setup.destination().start(&binary).expect("destination");
+        setting.apply(&mut destination);
+        let address = destination.listen(setting.transport).expect("listen");
+        let mut config = setting.of_ours_outgoing();
+        // Nothing may be left at the switchover but what the stop itself writes.
+        config.parameters.downtime_limit = Duration::ZERO;
+        let report =
+            send(guest.savevm, address, config, retouched.clone(), retouched.clone()).expect("a start");
+        let error = &report.statistics.error;
+        assert!(report.is_completed(), "{setting:?}: {error:?}; QEMU said: {}", destination.stderr());
+        destination.wait_migrated().expect("destination");
+        let ram = report.statistics.ram;
+        assert!(ram.normal.0 >= 3 * retouched.pages().0, "several rounds: {ram:?}");
+        assert_goes_on(&source, &mut destination).expect("a guest that goes on");
+    }
 }

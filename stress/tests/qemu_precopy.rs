@@ -1,15 +1,12 @@
 //! Guests of an unmodified QEMU that the engine captures, and sends on to a fresh QEMU, which must let them go on.
 
-use limosa::pages::{BlockId, ByteCount, PAGE_BYTES, PageCount};
-use limosa::ram::GuestRam;
-use limosa::ram::dirty_log::HostWrites;
+use limosa::pages::{ByteCount, PageCount};
 use limosa::{
-    Capabilities, CapturedGuest, GuestFate, MigrationStatus, NoObserver, Observer, OutgoingConfig,
-    OutgoingReport, Parameters, RunState, SaveVm, Vm, VmError,
+    Capabilities, CapturedGuest, GuestFate, NoObserver, OutgoingConfig, OutgoingReport, Parameters, SaveVm,
 };
 use limosa_stress::qemu::{
-    Accelerator, Backing, Binary, Boot, ForeignGuest, Machine, Payload, Qemu, Release, Setup, Still,
-    Transport, WORKING_SET_START, assert_goes_on, send,
+    Accelerator, Backing, Binary, Boot, ForeignGuest, Machine, Payload, Qemu, Release, Retouched, Setup,
+    Still, Transport, WORKING_SET_START, assert_goes_on, send,
 };
 use std::sync::Arc;
 use std::thread;
@@ -146,76 +143,13 @@ fn xbzrle_from_qemu_is_patched_to_the_same_pages() {
     assert_goes_on(&source, &mut destination).expect("a guest that goes on");
 }
 
-/// A guest without vCPUs whose working set is wrong, one byte in each page, until it is stopped: so that every round has
-/// a small difference to send, and the last one makes it right.
-struct Retouched {
-    ram: GuestRam,
-    writes: Arc<HostWrites>,
-    block: BlockId,
-    pages: PageCount,
-    /// The right byte of every page.
-    right: Vec<u8>,
-}
-
-impl Retouched {
-    fn new(guest: &ForeignGuest, setup: &Setup) -> Self {
-        let ram = guest.ram.clone();
-        let block = ram.layout().find(setup.machine.ram_block()).expect("RAM");
-        let pages = setup.boot.payload().working_set;
-        let right = (0..pages.0).map(|page| {
-            let mut byte = [0];
-            ram.block(block).copy_out(Self::address(page), &mut byte);
-            byte[0]
-        });
-        Self { right: right.collect(), writes: Arc::clone(&guest.writes), ram, block, pages }
-    }
-
-    fn address(page: u64) -> u64 {
-        WORKING_SET_START + page * PAGE_BYTES as u64 + PAGE_BYTES as u64 / 3
-    }
-
-    /// Writes the right bytes plus `error`.
-    fn put(&self, error: u8) {
-        for (page, right) in (0..).zip(&self.right) {
-            let at = Self::address(page);
-            self.ram.block(self.block).copy_in(at, &[right.wrapping_add(error)]);
-            self.writes.mark(self.block, at, 1);
-        }
-    }
-}
-
-impl Vm for Retouched {
-    fn stop(&self) -> Result<(), VmError> {
-        self.put(0);
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), VmError> {
-        Ok(())
-    }
-
-    fn run_state(&self) -> RunState {
-        RunState::Running
-    }
-}
-
-impl Observer for Retouched {
-    fn status(&self, _status: MigrationStatus) {}
-
-    fn pass(&self, number: u64) {
-        if number < XBZRLE_PASSES {
-            self.put(number as u8);
-        }
-    }
-}
-
 #[test]
 fn xbzrle_to_qemu_makes_the_same_pages() {
     let Some(binary) = Release::Current.require() else { return };
     let setup = Setup::new(Machine::Microvm, Accelerator::of_this_machine());
     let mut source = running(&setup, &binary);
     let guest = ForeignGuest::holding(capture(&mut source, Transport::Unix, true));
-    let retouched = Arc::new(Retouched::new(&guest, &setup));
+    let retouched = Arc::new(Retouched::new(&guest, &setup, XBZRLE_PASSES));
 
     let mut destination = setup.destination().start(&binary).expect("destination");
     let address = destination.listen(Transport::Unix).expect("listen");
@@ -226,7 +160,7 @@ fn xbzrle_to_qemu_makes_the_same_pages() {
     let report = send(guest.savevm, address, config, retouched.clone(), retouched.clone()).expect("a start");
     assert_completed(&report, &mut destination);
     let counts = report.statistics.ram;
-    assert!(counts.xbzrle_pages >= retouched.pages, "the last round at least: {counts:?}");
+    assert!(counts.xbzrle_pages >= retouched.pages(), "the last round at least: {counts:?}");
     assert_goes_on(&source, &mut destination).expect("a guest that goes on");
 }
 
