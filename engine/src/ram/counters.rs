@@ -38,9 +38,9 @@ counters! {
     zero: PageCount,
     /// Of `zero`: pages that the guest never touched, told by the backing without a look at them.
     untouched: PageCount,
-    /// Bytes of all RAM records, headers included.
+    /// Bytes of RAM records on the main channel, headers included.
     bytes: ByteCount,
-    /// Of those, on multifd channels.
+    /// Bytes on multifd channels.
     channel_bytes: ByteCount,
     /// Pages still owed to the destination.
     owed: PageCount,

@@ -147,7 +147,7 @@ impl RamSave {
     ) -> Result<(), SaveFault> {
         let most = if self.channels.is_some() { PACKET_PAGES } else { BATCH_PAGES };
         while self.scheduler.next_batch(&self.owed, most, &mut self.batch) {
-            let before = self.written(out);
+            let (before, main_before) = (self.written(out), out.offset());
             self.records.clear();
             match self.channels.take() {
                 Some(mut channels) => {
@@ -158,7 +158,7 @@ impl RamSave {
                 None => self.write_batch(log, out)?,
             }
             let sent = self.written(out) - before;
-            add(&self.counters.bytes, sent.0);
+            add(&self.counters.bytes, (out.offset() - main_before).0);
             self.counters.owed.fetch_sub(self.batch.pages().0, Ordering::Relaxed);
             if spent(sent) {
                 return Ok(());
