@@ -44,11 +44,15 @@ pub struct Client {
     reply_timeout: Duration,
 }
 
-/// The one message a monitor sends unasked and without a name.
+/// What a monitor may send before it is asked.
 #[derive(Deserialize)]
-struct Hello {
-    #[serde(rename = "QMP")]
-    greeting: Greeting,
+#[serde(untagged)]
+enum Opening {
+    Hello {
+        #[serde(rename = "QMP")]
+        greeting: Greeting,
+    },
+    Event(Event),
 }
 
 /// An answer, good or bad.
@@ -100,17 +104,19 @@ impl Client {
     /// If the other side does not greet and agree within [`REPLY_TIMEOUT`].
     pub fn from_stream(stream: UnixStream) -> Result<Self, QmpError> {
         let mut framer = Framer::new(MESSAGE_BYTES_MAX);
-        let text = receive(&stream, &mut framer, "greeting", Instant::now() + REPLY_TIMEOUT)?;
-        let Hello { greeting } = serde_json::from_slice(&text)
-            .map_err(|source| QmpError::Shape { during: "greeting".to_owned(), source })?;
-        let mut client = Self {
-            stream,
-            framer,
-            greeting,
-            events: VecDeque::new(),
-            next_id: 1,
-            reply_timeout: REPLY_TIMEOUT,
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+        let shape = |source| QmpError::Shape { during: "greeting".to_owned(), source };
+        // QEMU has connected us, but not noticed yet, when an event of a guest that just starts overtakes its greeting.
+        let mut events = VecDeque::new();
+        let greeting = loop {
+            let text = receive(&stream, &mut framer, "greeting", deadline)?;
+            match serde_json::from_slice(&text).map_err(shape)? {
+                Opening::Hello { greeting } => break greeting,
+                Opening::Event(event) if events.len() < EVENTS_MAX => events.push_back(event),
+                Opening::Event(_) => {}
+            }
         };
+        let mut client = Self { stream, framer, greeting, events, next_id: 1, reply_timeout: REPLY_TIMEOUT };
         client.execute("qmp_capabilities", Value::Null)?;
         Ok(client)
     }
@@ -271,5 +277,37 @@ fn stream_error(during: &str, source: io::Error) -> QmpError {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => QmpError::TimedOut { during },
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => QmpError::Closed { during },
         _ => QmpError::Io { during, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::BufRead;
+
+    #[test]
+    fn an_event_that_overtakes_the_greeting_is_kept_for_later() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let monitor = std::thread::spawn(move || {
+            theirs
+                .write_all(
+                    br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}
+                    {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""},
+                    "capabilities": ["oob"]}}"#,
+                )
+                .unwrap();
+            let mut request = String::new();
+            io::BufReader::new(&theirs).read_line(&mut request).unwrap();
+            let request: Value = serde_json::from_str(&request).unwrap();
+            theirs.write_all(json!({"return": {}, "id": request["id"]}).to_string().as_bytes()).unwrap();
+            request
+        });
+        let mut client = Client::from_stream(ours).unwrap();
+        assert_eq!(monitor.join().unwrap()["execute"], "qmp_capabilities");
+        assert_eq!(client.greeting().version.qemu.major, 10);
+        assert_eq!(
+            client.take_events().iter().map(|event| event.event.as_str()).collect::<Vec<_>>(),
+            ["RESUME"]
+        );
     }
 }
