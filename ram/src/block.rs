@@ -2,7 +2,6 @@
 #![allow(unsafe_code, reason = "hands addresses that it has checked to the unsafe copies and zero tests")]
 
 use crate::error::RamError;
-use crate::gather::IOV_MAX;
 use crate::mapping::{self, Mapping};
 use crate::populated::{self, Evidence, Populated};
 use crate::{volatile, zero};
@@ -13,12 +12,11 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-use nix::sys::uio::preadv;
 use std::any::Any;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -221,33 +219,6 @@ impl RamBlock {
         unsafe { volatile::copy_out(from.as_ptr(), out) }
     }
 
-    /// Copies the pages of `run` into `out`, with `gap` bytes before each that stay as they are: room for headers.
-    ///
-    /// A file is read, with one system call for up to 1024 pages, so that the engine's mapping needs no page tables:
-    /// filling those took a quarter of a sender's time. As with [`Self::copy_out`], a page may be torn.
-    ///
-    /// # Panics
-    /// If the run leaves the block, or `out` has another length than the pages with their gaps.
-    pub fn copy_out_spaced(&self, run: PageRun, gap: usize, out: &mut [u8]) {
-        let run = self.inside(run);
-        let slot = gap + PAGE_BYTES;
-        assert_eq!(out.len() as u64, run.count.0 * slot as u64, "{run:?} with gaps of {gap} bytes");
-        let mut done = 0;
-        if let Backing::SharedFile { file, offset } = &self.backing {
-            while done < run.count.0 as usize {
-                let from = *offset + (run.start + PageCount(done as u64)).byte_offset();
-                match read_pages(file.as_fd(), from, gap, &mut out[done * slot..]) {
-                    // A file that gives less than a page has been cut short, or is of an unusual kind.
-                    Ok(0) | Err(_) => break,
-                    Ok(pages) => done += pages,
-                }
-            }
-        }
-        for (page, slot) in run.pages().zip(out.chunks_exact_mut(slot)).skip(done) {
-            self.copy_out(page.byte_offset(), &mut slot[gap..]);
-        }
-    }
-
     /// Copies `bytes` into the guest at `offset`.
     ///
     /// Dirty logs do not see it: whoever writes for a running guest reports it to
@@ -390,13 +361,6 @@ impl RamBlock {
         let backing = Backing::SharedFile { file, offset: 0 };
         Ok(Self { layout, guest, alias, backing, begins_zero, _owner: None })
     }
-}
-
-/// Reads pages of `file` from byte `offset` on, each behind a gap in `out`; returns how many came whole.
-fn read_pages(file: BorrowedFd<'_>, offset: u64, gap: usize, out: &mut [u8]) -> nix::Result<usize> {
-    let slots = out.chunks_exact_mut(gap + PAGE_BYTES).take(IOV_MAX);
-    let mut vectors: Vec<IoSliceMut<'_>> = slots.map(|slot| IoSliceMut::new(&mut slot[gap..])).collect();
-    Ok(preadv(file, &mut vectors, offset as i64)? / PAGE_BYTES)
 }
 
 /// The pages that back a shared mapping of `file`: 4 KiB, unless it lies on hugetlbfs.

@@ -12,7 +12,7 @@ use limosa_pages::PAGE_BYTES;
 /// Bytes between two looks at the result.
 const CHUNK: usize = 256;
 
-/// Whether a copy of a page is zero. The same fold as for guest memory, in plain words: 36 ns in cache against 25.
+/// Whether a copy of a page is zero. The same fold as for guest memory, in plain words: 53 ns in cache against 38.
 pub fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
     page.chunks_exact(CHUNK).all(|chunk| {
         let words = chunk.chunks_exact(size_of::<u64>());
