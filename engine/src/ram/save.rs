@@ -15,8 +15,8 @@ use limosa_wire::{RamEncoder, RamSetup, SetupBlock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Pages copied and handed to the kernel at once: 256 x (8 + 4096) bytes is a little over 1 MiB, which stays in a
-/// processor's cache between the two. A quarter of it measured 201 ms of processor time per GiB against 147.
+/// Pages handed to the kernel at once: 256 x (8 + 4096) bytes is a little over 1 MiB in 512 of the 1024
+/// entries that one `sendmsg` may have. Larger batches measure no faster, smaller ones do slow down.
 const BATCH_PAGES: PageCount = PageCount(256);
 
 /// One outgoing migration of a guest's RAM.
@@ -85,7 +85,7 @@ impl RamSave {
             populated: Some(populated),
             xbzrle: cache.map(Xbzrle::new),
             batch: PageBatch::default(),
-            records: Records::of(BATCH_PAGES),
+            records: Records::default(),
         })
     }
 
@@ -238,7 +238,7 @@ impl RamSave {
             out.buffer().extend_from_slice(bytes);
             return Ok(out.flush_if_full()?);
         }
-        Ok(out.send(&mut self.records.gather())?)
+        Ok(out.send(&mut self.records.gather(self.ram.block(self.batch.block)))?)
     }
 
     /// The pages at the start of `run` that were touched, or those that were not.
@@ -283,13 +283,13 @@ impl RamSave {
         let id = self.batch.block;
         let block = self.ram.block(id);
         let mut zeros = 0;
-        for (page, slot) in run.pages().zip(self.records.copy(block, run)) {
+        for page in run.pages() {
             let offset = page.byte_offset();
-            if is_zero(self.records.page(slot)) {
+            if block.is_zero(page) {
                 zeros += 1;
                 self.records.push(|out| self.encoder.zero(id, block.name(), offset, out));
             } else {
-                self.records.push_page(slot, |out| self.encoder.page(id, block.name(), offset, out));
+                self.records.push_page(page, |out| self.encoder.page(id, block.name(), offset, out));
             }
         }
         add(&self.counters.zero, zeros);

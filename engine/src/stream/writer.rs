@@ -1,4 +1,4 @@
-//! The sending end: small messages are collected, large ones leave from where they lie.
+//! The sending end: small messages are collected, guest pages leave straight from guest RAM.
 
 use limosa_pages::ByteCount;
 use limosa_ram::Gather;
@@ -48,7 +48,7 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Sends the collected bytes and then `gather`, without collecting that too.
+    /// Sends the collected bytes and then `gather`, without copying guest pages.
     ///
     /// # Errors
     /// As [`Self::flush`].
