@@ -48,7 +48,7 @@ fn merge(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("bitmap/merge");
     for (name, words, set) in logs() {
         assert_eq!(DirtyBitmap::clean(PAGES).merge(PageIndex(0), &words), PageCount(set));
-        group.throughput(Throughput::Bytes(PAGES.bytes().0));
+        group.throughput(Throughput::Elements(PAGES.0));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             let clean = || DirtyBitmap::clean(PAGES);
             bencher.iter_batched_ref(
@@ -65,7 +65,7 @@ fn count(criterion: &mut Criterion) {
     for (name, words, set) in logs() {
         let bitmap = marked(&words);
         assert_eq!(bitmap.count(), PageCount(set));
-        group.throughput(Throughput::Bytes(PAGES.bytes().0));
+        group.throughput(Throughput::Elements(PAGES.0));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| black_box(&bitmap).count());
         });

@@ -1,8 +1,8 @@
-//! 256 pages into a socket: as one stretch of guest RAM, each with a header before it, and copied behind their headers.
+//! 256 pages into a socket: as one stretch of guest RAM, and each with a header before it, as records are.
 #![allow(missing_docs, reason = "criterion's macro makes an undocumented function")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use limosa_pages::{BlockName, ByteCount, PAGE_BYTES, PageCount, PageIndex, PageRun};
+use limosa_pages::{BlockName, ByteCount, PageCount, PageIndex, PageRun};
 use limosa_ram::{Gather, RamBlock};
 use std::io::Read;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -11,7 +11,6 @@ use std::thread::JoinHandle;
 
 const PAGES: PageCount = PageCount(256);
 const HEADER: usize = 8;
-const SLOT: usize = HEADER + PAGE_BYTES;
 
 /// A connected socket whose other end reads and counts.
 struct Drain {
@@ -56,7 +55,6 @@ fn gather(criterion: &mut Criterion) {
     let block = RamBlock::memfd(name, ByteCount(PAGES.bytes().0)).expect("memory for the bench");
     block.preallocate(block.whole()).expect("memory for the bench");
     let headers = vec![7; PAGES.0 as usize * HEADER];
-    let mut slots = vec![7; PAGES.0 as usize * SLOT];
     let mut group = criterion.benchmark_group("gather");
     group.throughput(Throughput::Bytes(PAGES.bytes().0));
 
@@ -78,12 +76,6 @@ fn gather(criterion: &mut Criterion) {
             gather.bytes(header);
             gather.pages(&block, PageRun::new(PageIndex(page), PageCount(1)));
         }
-        drain.send(gather)
-    });
-    bench("copied", &mut |drain| {
-        block.copy_out_spaced(block.whole(), HEADER, &mut slots);
-        let mut gather = Gather::new();
-        gather.bytes(&slots);
         drain.send(gather)
     });
 }
