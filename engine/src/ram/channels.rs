@@ -84,7 +84,7 @@ impl Channels {
         out: &mut StreamWriter,
         counters: &RamCounters,
     ) -> Result<(), SaveFault> {
-        if self.sync == ChannelSync::PerRound && std::mem::take(&mut self.racing) {
+        if self.sync == ChannelSync::PerRound && self.racing {
             encoder.multifd_flush(out.buffer());
             self.bring_into_line(out, counters)?;
         }
@@ -108,6 +108,11 @@ impl Channels {
         self.racing = true;
     }
 
+    /// Whether no page is under way that a later one could overtake.
+    pub(super) fn are_in_line(&self) -> bool {
+        !self.racing
+    }
+
     /// Bytes on all channels so far.
     pub(super) fn bytes(&self) -> ByteCount {
         self.pool.statistics().iter().map(|channel| channel.bytes).sum()
@@ -117,6 +122,7 @@ impl Channels {
         // The mark must be on its way before the channels are free to go on.
         out.flush()?;
         self.pool.sync()?;
+        self.racing = false;
         self.count(counters);
         Ok(())
     }
@@ -130,5 +136,52 @@ impl Channels {
         counters.normal.store(normal.0, Ordering::Relaxed);
         counters.zero.store((zero + self.zero_on_main).0, Ordering::Relaxed);
         counters.channel_bytes.store(bytes.0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameters::{Capabilities, Parameters};
+    use crate::ram::RamHandler;
+    use crate::savevm::{Budget, LiveState};
+    use limosa_pages::{BlockName, PAGE_BYTES};
+    use limosa_ram::RamBlock;
+    use limosa_ram::dirty_log::FakeDirtyLog;
+    use limosa_transport::Link;
+    use std::time::{Duration, Instant};
+
+    /// A FLUSH record and the end of the section.
+    const END_OF_ROUND: [u8; 16] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
+
+    #[test]
+    fn a_slice_that_is_used_up_with_the_last_page_ends_the_round_all_the_same() {
+        let block = RamBlock::memfd(BlockName::new("ram").unwrap(), ByteCount(PAGE_BYTES as u64)).unwrap();
+        block.copy_in(0, &[1; PAGE_BYTES]);
+        let ram = GuestRam::new(vec![block]).unwrap();
+        let log = FakeDirtyLog::new(ram.layout());
+        let mut handler = RamHandler::new(ram, Some(Box::new(log)));
+        let (near, mut main) = Link::pair().unwrap();
+        let mut out = StreamWriter::new(near.split().1);
+        // What one channel says fits into its socket unread.
+        let (near, _far) = Link::pair().unwrap();
+        let links = SendLinks { links: vec![near.split().1], uuid: [0; 16], sync: ChannelSync::PerRound };
+        let setup = SaveSetup {
+            capabilities: &Capabilities { multifd: true, ..Capabilities::default() },
+            parameters: &Parameters::default(),
+            channels: parking_lot::Mutex::new(Some(links)),
+        };
+        handler.save_setup(&setup, &mut out).unwrap();
+        handler.sync().unwrap();
+        let mut nothing_left = Budget::new(ByteCount(0), Duration::ZERO, Instant::now());
+        handler.save_live_iterate(&mut out, &mut nothing_left).unwrap();
+        assert_eq!(handler.state_pending(), ByteCount(0));
+        out.finish().unwrap();
+        let mut said = Vec::new();
+        let mut chunk = [0; 4096];
+        while let count @ 1.. = main.read_some(&mut chunk).unwrap() {
+            said.extend_from_slice(&chunk[..count]);
+        }
+        assert!(said.ends_with(&END_OF_ROUND), "the next round would race this one: {said:02x?}");
     }
 }
