@@ -312,6 +312,9 @@ pub enum StartError {
     /// Channels beside a link that is the only one.
     #[error("multifd needs an address that takes several connections, tcp or unix")]
     SingleConnection,
+    /// Postcopy to where nobody answers.
+    #[error("postcopy-ram needs a destination that runs the guest; a file does not")]
+    NobodyToAsk,
     /// No thread could be had.
     #[error("a thread could not be started")]
     Thread(#[from] std::io::Error),

@@ -24,6 +24,9 @@ pub struct Parameters {
     pub multifd_codec: Codec,
     /// `zero-page-detection`: who finds zero pages when pages leave on multifd channels.
     pub zero_page_detection: ZeroPageDetection,
+    /// `max-postcopy-bandwidth`: bytes per second of pages that nobody has asked for, once the guest runs on the
+    /// destination; `None` is unlimited (0 in QMP). Pages that a vCPU waits for are never held back.
+    pub max_postcopy_bandwidth: Option<ByteCount>,
 }
 
 /// Who finds the zero pages of a guest that leaves on multifd channels.
@@ -55,6 +58,12 @@ pub struct Capabilities {
     pub validate_uuid: bool,
     /// `multifd`: pages leave on several connections. On both sides.
     pub multifd: bool,
+    /// `postcopy-ram`: the guest may move before its memory has. On both sides. Implies a return path.
+    pub postcopy_ram: bool,
+    /// `postcopy-preempt`: pages that a vCPU waits for have a connection of their own. On both sides.
+    pub postcopy_preempt: bool,
+    /// `postcopy-blocktime`: the destination measures how long vCPUs waited for pages.
+    pub postcopy_blocktime: bool,
 }
 
 /// A value that cannot be set, or a set of values that cannot go together.
@@ -102,6 +111,7 @@ impl Default for Parameters {
             multifd_channels: 2,
             multifd_codec: Codec::None,
             zero_page_detection: ZeroPageDetection::Multifd,
+            max_postcopy_bandwidth: None,
         }
     }
 }
@@ -144,13 +154,21 @@ impl Parameters {
 }
 
 impl Capabilities {
+    /// Whether the source listens to its destination. Postcopy cannot do without.
+    pub const fn listens(&self) -> bool {
+        self.return_path || self.postcopy_ram
+    }
+
     /// Checks that the features can go together (wire 10).
     ///
     /// # Errors
     /// [`ParameterError::Needs`] for a capability whose precondition is off.
     pub fn validate(&self) -> Result<(), ParameterError> {
-        if self.switchover_ack && !self.return_path {
+        if self.switchover_ack && !self.listens() {
             return Err(ParameterError::Needs { name: "switchover-ack", needs: "return-path" });
+        }
+        if self.postcopy_preempt && !self.postcopy_ram {
+            return Err(ParameterError::Needs { name: "postcopy-preempt", needs: "postcopy-ram" });
         }
         if self.multifd && self.xbzrle {
             // A delta needs what came before it, and channels have no order between them.
@@ -183,6 +201,15 @@ mod tests {
     fn switchover_ack_needs_a_return_path() {
         let capabilities = Capabilities { switchover_ack: true, ..Capabilities::default() };
         let needs = ParameterError::Needs { name: "switchover-ack", needs: "return-path" };
+        assert_eq!(capabilities.validate(), Err(needs));
+        let postcopy = Capabilities { postcopy_ram: true, ..capabilities };
+        assert_eq!(postcopy.validate(), Ok(()), "postcopy has one of itself");
+    }
+
+    #[test]
+    fn a_channel_for_urgent_pages_needs_postcopy() {
+        let capabilities = Capabilities { postcopy_preempt: true, ..Capabilities::default() };
+        let needs = ParameterError::Needs { name: "postcopy-preempt", needs: "postcopy-ram" };
         assert_eq!(capabilities.validate(), Err(needs));
     }
 }

@@ -28,10 +28,13 @@ impl Coordinator {
     pub(super) fn connect(&mut self, target: Target) -> Result<Connected, StartError> {
         let capabilities = &mut self.config.capabilities;
         if matches!(target, Target::Address(Address::File { .. })) {
+            if capabilities.postcopy_ram {
+                return Err(StartError::NobodyToAsk);
+            }
             // Nobody is in there who could answer. Any other link that cannot is refused: its user expects a word.
             (capabilities.return_path, capabilities.switchover_ack) = (false, false);
         }
-        let (listens, multifd) = (capabilities.return_path, capabilities.multifd);
+        let (listens, multifd) = (capabilities.listens(), capabilities.multifd);
         let (link, address) = match target {
             Target::Address(address) if multifd && !address.is_multi_channel() => {
                 return Err(StartError::SingleConnection);

@@ -126,7 +126,7 @@ impl Coordinator {
     fn source_config(&self) -> SourceConfig {
         let OutgoingConfig { parameters, capabilities, .. } = &self.config;
         SourceConfig {
-            return_path: capabilities.return_path,
+            return_path: capabilities.listens(),
             pause_before_switchover: capabilities.pause_before_switchover,
             switchover_ack: capabilities.switchover_ack,
             convergence: ConvergenceConfig {

@@ -121,7 +121,7 @@ impl Steps {
                 encode::end_of_stream(self.out.buffer());
                 encode::vm_description(&self.description, self.out.buffer());
                 let sent = self.sent_since(before)?;
-                if !self.config.capabilities.return_path {
+                if !self.config.capabilities.listens() {
                     // Nobody will say that it arrived; at least nothing is left that could fail unheard.
                     self.out.finish().map_err(StepError::main)?;
                 }
@@ -175,7 +175,7 @@ impl Steps {
         let mut description = VmDescription::new(self.savevm.configuration());
         let run_state = if self.guest.was_running { RunState::Running } else { RunState::Paused };
         self.savevm.set_run_state(run_state);
-        self.savevm.save_devices(&mut self.out, &mut description)?;
+        self.savevm.save_devices(self.out.buffer(), &mut description)?;
         self.description = description.into_json();
         Ok(())
     }

@@ -81,13 +81,16 @@ impl SaveVm {
         })
     }
 
-    /// Writes a FULL section for every device, and describes each in `description`. The guest is stopped.
+    /// Appends a FULL section for every device to `out`, and describes each in `description`. The guest is stopped.
+    ///
+    /// Device state is small beside RAM, and postcopy must know its length before its first byte leaves: it is
+    /// collected, not streamed.
     ///
     /// # Errors
-    /// The first device that fails, or the link.
+    /// The first device that fails.
     pub fn save_devices(
         &mut self,
-        out: &mut StreamWriter,
+        out: &mut Vec<u8>,
         description: &mut VmDescription,
     ) -> Result<(), SaveError> {
         for entry in self.entries_mut() {
@@ -130,7 +133,7 @@ impl SaveVm {
 
 fn save_device(
     entry: &mut SaveStateEntry,
-    out: &mut StreamWriter,
+    out: &mut Vec<u8>,
     description: &mut VmDescription,
 ) -> Result<(), SaveFault> {
     let identity = &entry.identity;
@@ -143,9 +146,9 @@ fn save_device(
         }
         EntryState::Opaque(opaque) => (opaque.body.clone(), opaque.described(identity)),
     };
-    encode::section_start(&identity.header(StartKind::Full), out.buffer());
-    out.buffer().extend_from_slice(&body);
-    encode::footer(identity.section_id, out.buffer());
+    encode::section_start(&identity.header(StartKind::Full), out);
+    out.extend_from_slice(&body);
+    encode::footer(identity.section_id, out);
     description.push(described);
-    Ok(out.flush_if_full()?)
+    Ok(())
 }

@@ -96,6 +96,7 @@ impl Settings {
             multifd_channels,
             multifd_codec,
             zero_page_detection,
+            max_postcopy_bandwidth,
         } = &self.parameters;
         MigrationParameters {
             max_bandwidth: Some(max_bandwidth.map_or(0, |bytes| bytes.0)),
@@ -107,6 +108,7 @@ impl Settings {
             multifd_zlib_level: Some(self.levels.zlib),
             multifd_zstd_level: Some(self.levels.zstd),
             zero_page_detection: Some(monitor_detection(*zero_page_detection)),
+            max_postcopy_bandwidth: Some(max_postcopy_bandwidth.map_or(0, |bytes| bytes.0)),
             mode: Some(MigMode::Normal),
             ..MigrationParameters::default()
         }
