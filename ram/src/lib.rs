@@ -34,6 +34,7 @@ mod guest_ram;
 mod mapping;
 mod pagemap;
 mod populated;
+mod preallocation;
 mod scatter;
 #[cfg(feature = "vm-memory")]
 mod vm_memory;
@@ -46,6 +47,7 @@ pub use error::RamError;
 pub use gather::Gather;
 pub use guest_ram::GuestRam;
 pub use populated::{Evidence, Populated};
+pub use preallocation::{Preallocation, REGION};
 pub use scatter::Scatter;
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::blocks_of;

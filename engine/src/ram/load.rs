@@ -1,7 +1,6 @@
 //! The receiving half: page records in, guest RAM out.
 
 use super::counters::{RamCounters, RamStatistics, add};
-use super::preallocation::Preallocation;
 use crate::error::LoadFault;
 use crate::savevm::{ChannelSync, ReceiveLinks};
 use crate::stream::StreamReader;
@@ -18,7 +17,6 @@ pub(crate) struct RamLoad {
     ram: GuestRam,
     counters: Arc<RamCounters>,
     decoder: RamDecoder,
-    preallocation: Preallocation,
     /// Where pages go, those of the main channel and those of the multifd channels.
     sink: Arc<RamSink>,
     channels: Option<Channels>,
@@ -49,7 +47,6 @@ impl RamLoad {
         };
         Ok(Self {
             decoder: RamDecoder::new(RamContext::new()),
-            preallocation: Preallocation::of(&ram),
             channels: links.map(start).transpose()?,
             sink,
             agreed: false,
@@ -76,7 +73,7 @@ impl RamLoad {
                 }
                 RamItem::Page(address) => {
                     let (block, page) = self.locate(address)?;
-                    self.preallocation.before_content(&self.ram, block, page);
+                    self.sink.before_content(block, PageRun::new(page, PageCount(1)));
                     let bytes = input.take(PAGE_BYTES)?;
                     self.ram.block(block).copy_in(page.byte_offset(), bytes);
                     self.sink.place(block, PageRun::new(page, PageCount(1)))?;

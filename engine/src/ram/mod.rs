@@ -4,7 +4,6 @@ mod channels;
 mod counters;
 mod handler;
 mod load;
-mod preallocation;
 mod records;
 mod save;
 mod xbzrle_cache;

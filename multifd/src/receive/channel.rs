@@ -158,6 +158,7 @@ impl Channel {
         let id = sink.ram().layout().find(name).ok_or_else(unknown)?;
         let block = sink.ram().block(id);
         self.runs.locate(block, header)?;
+        self.runs.normal.iter().for_each(|&run| sink.before_content(id, run));
         match self.decoding.take() {
             None => self.receive_directly(block)?,
             Some(mut decoding) => {

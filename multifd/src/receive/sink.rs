@@ -1,7 +1,7 @@
 //! Where received pages go.
 
-use limosa_pages::{BlockId, BlockName, DirtyMap, PAGE_BYTES, PageCount, PageRun, ReceivedMap};
-use limosa_ram::GuestRam;
+use limosa_pages::{BlockId, BlockName, DirtyMap, PAGE_BYTES, PageRun, ReceivedMap};
+use limosa_ram::{GuestRam, Populated, Preallocation};
 use std::io;
 use thiserror::Error;
 
@@ -9,6 +9,10 @@ use thiserror::Error;
 pub trait PageSink: Send + Sync {
     /// The memory that the pages are for. Their bytes are received straight into it, through the engine's mapping.
     fn ram(&self) -> &GuestRam;
+
+    /// Bytes are about to be written into `run`, which is inside its block: gives it memory in large pieces, where that
+    /// is worth while. A sink that has no use for it does nothing.
+    fn before_content(&self, _block: BlockId, _run: PageRun) {}
 
     /// The bytes of `run`, which is inside its block, are in [`Self::ram`]: makes them visible to the guest, and
     /// then marks them as received (invariant I3).
@@ -42,16 +46,24 @@ pub struct RamSink {
     received: ReceivedMap,
     /// A bit for each page that had memory behind it at the start; the others are zero until received.
     populated: DirtyMap,
+    preallocation: Preallocation,
 }
 
 impl RamSink {
     /// A sink for `ram`, of which nothing is received yet. Notes which pages are known to be zero.
     pub fn new(ram: GuestRam) -> Self {
+        let now: Vec<Populated> = ram.iter().map(|(_, block)| block.populated()).collect();
         let populated = DirtyMap::clean(ram.layout());
-        for (id, block) in ram.iter() {
-            block.populated().owe_into(populated.block(id));
+        for ((_, map), now) in populated.iter().zip(&now) {
+            now.owe_into(map);
         }
-        Self { received: ReceivedMap::empty(ram.layout()), populated, ram }
+        let preallocation = Preallocation::new(ram.clone(), &now);
+        Self { received: ReceivedMap::empty(ram.layout()), populated, preallocation, ram }
+    }
+
+    /// What gives memory to pages before their content; it can be told what the source has.
+    pub fn preallocation(&self) -> &Preallocation {
+        &self.preallocation
     }
 
     /// What is received.
@@ -63,6 +75,11 @@ impl RamSink {
 impl PageSink for RamSink {
     fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    #[inline]
+    fn before_content(&self, block: BlockId, run: PageRun) {
+        self.preallocation.before_content(block, run);
     }
 
     fn place(&self, block: BlockId, run: PageRun) -> Result<(), PlaceError> {
@@ -79,7 +96,10 @@ impl PageSink for RamSink {
             if !fresh && !ram.is_zero(page) {
                 ram.copy_in(page.byte_offset(), &[0; PAGE_BYTES]);
             }
-            received.mark(PageRun::new(page, PageCount(1)));
+        }
+        // In the first round all of them are; what comes again had its memory before.
+        if received.mark(run) == run.count {
+            self.preallocation.zero(block, run);
         }
         Ok(())
     }

@@ -1,0 +1,376 @@
+//! Memory for a destination in large pieces, just ahead of the content that needs it.
+//!
+//! A page that the kernel has to allocate one by one, at the first byte received into it, costs two to three
+//! microseconds: more than receiving it. In a huge page it costs a quarter of a microsecond. But a huge page is memory
+//! for 512 pages, and the source may have only a few of them.
+
+use crate::block::RamBlock;
+use crate::guest_ram::GuestRam;
+use crate::populated::Populated;
+use limosa_pages::{BlockId, DirtyBitmap, PageCount, PageIndex, PageRun, PageSize};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Pages that get their memory at once: 2 MiB, a huge page of x86.
+pub const REGION: PageCount = PageCount(512);
+
+/// Of 50 pages of a region as many must be populated for it to count as whole. The others get memory that the source
+/// does not have: at most 10 of 502 in a full region, which is less than 2 %.
+const WHOLE_OF_50: u64 = 49;
+
+/// Pages of content from which on nobody's word is needed: a region with so many, and no more zero pages than these so
+/// far, is taken for whole. The 15 pages before pay for it with a page fault of their own, 3 % of the region.
+const GUESS_FROM: u64 = 16;
+
+/// Gives regions of untouched memory huge pages when content begins to arrive in them.
+///
+/// Which regions, the source says ([`Self::expect`]). Where it does not, this is a guess: regions whose first pages are
+/// content. A region that turns out to have been guessed wrong gives back what got no content, as soon as each of its
+/// pages was heard of once.
+///
+/// Any number of threads may use it at once, each for pages of its own. A region is allocated once; whoever has content
+/// for it waits for that instead of faulting in its pages one by one.
+pub struct Preallocation {
+    ram: GuestRam,
+    blocks: Vec<Regions>,
+}
+
+/// The regions of one block.
+struct Regions {
+    regions: Box<[Region]>,
+    /// A bit for each page of a guessed region that got content.
+    content: DirtyBitmap,
+}
+
+struct Region {
+    /// Nothing is left to do: what nearly every look at a region finds.
+    settled: AtomicBool,
+    plan: Mutex<Plan>,
+}
+
+enum Plan {
+    /// It has memory, or gets it page by page.
+    Settled,
+    /// The source has all of it: allocated with the first content.
+    Whole,
+    /// Nobody said.
+    Guess(Guess),
+}
+
+/// What was heard of a region in the first round, in which every page comes once.
+#[derive(Default)]
+struct Guess {
+    content: u64,
+    zero: u64,
+    allocated: bool,
+}
+
+impl Preallocation {
+    /// For `ram` with `populated`, one for each block, as the memory it has now: regions that have any are left alone.
+    /// So are blocks with huge pages of their own.
+    ///
+    /// # Panics
+    /// If there is not one `populated` for each block.
+    pub fn new(ram: GuestRam, populated: &[Populated]) -> Self {
+        assert_eq!(populated.len(), ram.layout().iter().count());
+        let blocks = ram.iter().zip(populated).map(|((_, block), populated)| Regions::new(block, populated));
+        Self { blocks: blocks.collect(), ram }
+    }
+
+    /// The source has memory for `populated` pages of the region of `block` that begins at page `start`.
+    ///
+    /// To be called before the first content. Nothing happens if there is no such region.
+    pub fn expect(&self, block: BlockId, start: PageIndex, populated: PageCount) {
+        let Some(region) = self.blocks[block.index()].regions.get((start.0 / REGION.0) as usize) else {
+            return;
+        };
+        let pages = region_run(self.ram.block(block), start).count;
+        let mut plan = region.plan.lock();
+        if matches!(*plan, Plan::Settled) {
+            return;
+        }
+        if populated.0 * 50 >= pages.0 * WHOLE_OF_50 {
+            *plan = Plan::Whole;
+        } else {
+            region.settle(&mut plan);
+        }
+    }
+
+    /// Tells that content is about to be written into `run`, and returns when the memory for it is there, where that is
+    /// of use.
+    ///
+    /// # Panics
+    /// If the run leaves the block.
+    #[inline]
+    pub fn before_content(&self, block: BlockId, run: PageRun) {
+        let regions = &self.blocks[block.index()];
+        for part in parts(run) {
+            let region = &regions.regions[(part.start.0 / REGION.0) as usize];
+            if !region.settled.load(Ordering::Acquire) {
+                region.before_content(self.ram.block(block), part, &regions.content);
+            }
+        }
+    }
+
+    /// Tells that the pages of `run` have come as zero, for the first time.
+    ///
+    /// # Panics
+    /// If the run leaves the block.
+    #[inline]
+    pub fn zero(&self, block: BlockId, run: PageRun) {
+        let regions = &self.blocks[block.index()];
+        for part in parts(run) {
+            let region = &regions.regions[(part.start.0 / REGION.0) as usize];
+            if !region.settled.load(Ordering::Acquire) {
+                region.zero(self.ram.block(block), part, &regions.content);
+            }
+        }
+    }
+}
+
+impl Regions {
+    fn new(block: &RamBlock, populated: &Populated) -> Self {
+        let count = block.pages().0.div_ceil(REGION.0);
+        let regions: Box<[Region]> = (0..count).map(|_| Region::new()).collect();
+        let settle =
+            |regions: &[Region]| regions.iter().for_each(|region| region.settle(&mut region.plan.lock()));
+        if block.layout().page_size > PageSize::FOUR_KIB {
+            settle(&regions);
+        }
+        for run in populated.runs() {
+            let (first, last) = (run.start.0 / REGION.0, (run.end().0 - 1) / REGION.0);
+            settle(&regions[first as usize..=last as usize]);
+        }
+        Self { regions, content: DirtyBitmap::clean(block.pages()) }
+    }
+}
+
+impl Region {
+    fn new() -> Self {
+        Self { settled: AtomicBool::new(false), plan: Mutex::new(Plan::Guess(Guess::default())) }
+    }
+
+    fn settle(&self, plan: &mut Plan) {
+        *plan = Plan::Settled;
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// The lock is held while memory is allocated: another reader with content for the region waits here.
+    #[cold]
+    fn before_content(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
+        let mut plan = self.plan.lock();
+        match &mut *plan {
+            Plan::Settled => {}
+            Plan::Whole => {
+                allocate(block, part);
+                self.settle(&mut plan);
+            }
+            Plan::Guess(guess) => {
+                guess.content += content.mark(part).0;
+                if !guess.allocated && guess.content >= GUESS_FROM.max(guess.zero) {
+                    allocate(block, part);
+                    guess.allocated = true;
+                }
+                self.end_guess_if_complete(&mut plan, block, part, content);
+            }
+        }
+    }
+
+    #[cold]
+    fn zero(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
+        let mut plan = self.plan.lock();
+        if let Plan::Guess(guess) = &mut *plan {
+            guess.zero += part.count.0;
+            self.end_guess_if_complete(&mut plan, block, part, content);
+        }
+    }
+
+    /// When every page has come once, a region that was guessed wrong gives back the pages that came as zero.
+    ///
+    /// They are nobody's at this moment: a page that comes again, with content, does so behind a synchronisation point
+    /// that its reader and this one must both have passed.
+    fn end_guess_if_complete(&self, plan: &mut Plan, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
+        let Plan::Guess(guess) = plan else { return };
+        let run = region_run(block, part.start);
+        if guess.content + guess.zero < run.count.0 {
+            return;
+        }
+        if guess.allocated && guess.content * 50 < run.count.0 * WHOLE_OF_50 {
+            let mut at = run.start;
+            while at < run.end() {
+                let empty = (at.0..run.end().0).take_while(|&page| !content.is_owed(PageIndex(page))).count();
+                let empty = PageRun::new(at, PageCount(empty as u64));
+                if !empty.is_empty() {
+                    // If the kernel refuses, the guest has more memory than it needs, and all that it should have.
+                    let _ = block.punch(empty);
+                }
+                at = empty.end() + PageCount(1);
+            }
+        }
+        self.settle(plan);
+    }
+}
+
+/// Gives memory to the region of `part`.
+fn allocate(block: &RamBlock, part: PageRun) {
+    // Only a help: without it each page gets its memory when its content is written, or fails there.
+    let _ = block.preallocate(region_run(block, part.start));
+}
+
+/// The whole region that `page` lies in; the last one ends with the block.
+fn region_run(block: &RamBlock, page: PageIndex) -> PageRun {
+    let start = PageIndex(page.0 / REGION.0 * REGION.0);
+    PageRun::new(start, PageCount(REGION.0.min(block.pages().0 - start.0)))
+}
+
+/// `run`, cut where regions begin.
+fn parts(run: PageRun) -> impl Iterator<Item = PageRun> {
+    let mut rest = run;
+    std::iter::from_fn(move || {
+        let count = PageCount(rest.count.0.min(REGION.0 - rest.start.0 % REGION.0));
+        let part = PageRun::new(rest.start, count);
+        rest = PageRun::new(part.end(), rest.count - count);
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use limosa_pages::{BlockName, ByteCount};
+    use std::sync::Barrier;
+
+    const BLOCK: BlockId = BlockId(0);
+
+    fn run(start: u64, count: u64) -> PageRun {
+        PageRun::new(PageIndex(start), PageCount(count))
+    }
+
+    /// Two regions and a half.
+    fn ram() -> GuestRam {
+        let name = BlockName::new("ram").unwrap();
+        GuestRam::new(vec![RamBlock::memfd(name, ByteCount(5 << 20)).unwrap()]).unwrap()
+    }
+
+    fn preallocation(ram: &GuestRam) -> Preallocation {
+        Preallocation::new(ram.clone(), &[ram.block(BLOCK).populated()])
+    }
+
+    fn populated(ram: &GuestRam) -> Vec<PageRun> {
+        ram.block(BLOCK).populated().runs().to_vec()
+    }
+
+    #[test]
+    fn a_region_that_the_source_has_gets_memory_with_its_first_content() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.expect(BLOCK, PageIndex(0), REGION);
+        preallocation.expect(BLOCK, PageIndex(512), PageCount(502));
+        preallocation.expect(BLOCK, PageIndex(1024), PageCount(256));
+        preallocation.before_content(BLOCK, run(1000, 1));
+        assert_eq!(populated(&ram), [run(512, 512)]);
+        preallocation.before_content(BLOCK, run(1279, 1));
+        assert_eq!(populated(&ram), [run(512, 768)], "the last region ends with the block");
+    }
+
+    #[test]
+    fn a_region_that_the_source_has_in_part_gets_its_memory_page_by_page() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.expect(BLOCK, PageIndex(0), PageCount(501));
+        preallocation.expect(BLOCK, PageIndex(512), PageCount(0));
+        preallocation.expect(BLOCK, PageIndex(1024), PageCount(250));
+        preallocation.before_content(BLOCK, run(0, 1280));
+        assert_eq!(populated(&ram), []);
+    }
+
+    #[test]
+    fn a_report_about_a_region_that_is_not_there_is_ignored() {
+        let ram = ram();
+        preallocation(&ram).expect(BLOCK, PageIndex(1536), REGION);
+        assert_eq!(populated(&ram), []);
+    }
+
+    #[test]
+    fn without_a_report_a_region_gets_memory_when_it_has_seen_enough_content() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.before_content(BLOCK, run(512, GUESS_FROM - 1));
+        preallocation.before_content(BLOCK, run(0, 1));
+        assert_eq!(populated(&ram), []);
+        preallocation.before_content(BLOCK, run(1023, 2));
+        assert_eq!(populated(&ram), [run(512, 512)]);
+    }
+
+    #[test]
+    fn a_region_of_which_most_comes_as_zero_is_not_guessed_whole() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.zero(BLOCK, run(512, 400));
+        preallocation.before_content(BLOCK, run(912, 100));
+        assert_eq!(populated(&ram), []);
+    }
+
+    #[test]
+    fn a_wrong_guess_gives_back_what_came_as_zero_when_all_has_come() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.before_content(BLOCK, run(0, 20));
+        preallocation.zero(BLOCK, run(20, 200));
+        preallocation.before_content(BLOCK, run(220, 1));
+        preallocation.zero(BLOCK, run(221, 290));
+        assert_eq!(populated(&ram), [run(0, 512)], "one page is missing");
+        ram.block(BLOCK).copy_in(220 * 4096, &[7]);
+        preallocation.zero(BLOCK, run(511, 1));
+        assert_eq!(populated(&ram), [run(0, 20), run(220, 1)]);
+        let mut byte = [0];
+        ram.block(BLOCK).copy_out(220 * 4096, &mut byte);
+        assert_eq!(byte, [7], "what was received is still there");
+    }
+
+    #[test]
+    fn a_guess_that_was_right_but_for_two_percent_stays() {
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.before_content(BLOCK, run(0, 502));
+        preallocation.zero(BLOCK, run(502, 10));
+        assert_eq!(populated(&ram), [run(0, 512)]);
+    }
+
+    #[test]
+    fn a_region_that_had_memory_before_is_left_alone() {
+        let ram = ram();
+        ram.block(BLOCK).copy_in(700 * 4096, &[1]);
+        let preallocation = preallocation(&ram);
+        preallocation.expect(BLOCK, PageIndex(512), REGION);
+        preallocation.before_content(BLOCK, run(512, 512));
+        assert_eq!(populated(&ram), [run(700, 1)]);
+    }
+
+    #[test]
+    fn whoever_returns_finds_the_memory_there_however_many_come_at_once() {
+        const READERS: u64 = 4;
+        let ram = ram();
+        let preallocation = preallocation(&ram);
+        preallocation.expect(BLOCK, PageIndex(512), REGION);
+        let start = Barrier::new(READERS as usize);
+        std::thread::scope(|scope| {
+            for reader in 0..READERS {
+                let (start, preallocation, ram) = (&start, &preallocation, &ram);
+                scope.spawn(move || {
+                    start.wait();
+                    preallocation.before_content(BLOCK, run(512 + 128 * reader, 128));
+                    assert_eq!(populated(ram), [run(512, 512)]);
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn parts_make_up_the_run_and_lie_in_one_region_each() {
+        let cut = |start, count| parts(run(start, count)).collect::<Vec<_>>();
+        assert_eq!(cut(500, 600), [run(500, 12), run(512, 512), run(1024, 76)]);
+        assert_eq!(cut(512, 512), [run(512, 512)]);
+        assert_eq!(cut(7, 0), []);
+    }
+}
