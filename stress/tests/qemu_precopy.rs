@@ -32,7 +32,7 @@ fn capture(source: &mut Qemu, transport: Transport, return_path: bool) -> Captur
 /// As [`capture`], with the working set sent again and again as XBZRLE.
 fn capture_xbzrle(source: &mut Qemu) -> CapturedGuest {
     source.set_capabilities(&[("return-path", true), ("xbzrle", true)]).expect("capabilities");
-    source.hold_back().expect("parameters");
+    source.hold_back(ByteCount(4 << 20)).expect("parameters");
     let link = source.migrate_to_us(Transport::Unix).expect("a migration");
     let receiver = thread::spawn(move || CapturedGuest::receive(link));
     source.wait_pass(XBZRLE_PASSES).expect("passes");

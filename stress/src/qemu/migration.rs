@@ -1,6 +1,7 @@
 //! A QEMU's migrations: told over its monitor, waited for by its events.
 
 use super::process::{PATIENCE, Qemu, QemuError};
+use limosa_pages::ByteCount;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -93,14 +94,20 @@ impl Qemu {
         Ok(())
     }
 
-    /// Slows an outgoing migration so that a busy guest never converges, until [`Self::let_go`].
+    /// Slows an outgoing migration to `bandwidth` bytes a second so that a busy guest never converges, until
+    /// [`Self::let_go`]. The first round must take longer than a tenth of a second: QEMU has measured nothing before,
+    /// and stops the guest without a look at what is dirty. From 8.2 on.
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub fn hold_back(&mut self) -> Result<(), QemuError> {
-        // One page of bandwidth in the allowed downtime. (With a limit of 0 it does not look for dirty pages before
-        // it stops the guest.)
-        self.set_parameters(json!({ "downtime-limit": 1, "max-bandwidth": 4 << 20 }))
+    pub fn hold_back(&mut self, bandwidth: ByteCount) -> Result<(), QemuError> {
+        // Less than a page in the allowed downtime, whatever it measures on its channels. (With a limit of 0 it does not
+        // look for dirty pages before it stops the guest.)
+        self.set_parameters(json!({
+            "downtime-limit": 1,
+            "max-bandwidth": bandwidth.0,
+            "avail-switchover-bandwidth": 1 << 20,
+        }))
     }
 
     /// Lets an outgoing migration end with its next round.
@@ -108,7 +115,11 @@ impl Qemu {
     /// # Errors
     /// As [`Self::execute`].
     pub fn let_go(&mut self) -> Result<(), QemuError> {
-        self.set_parameters(json!({ "downtime-limit": 2000, "max-bandwidth": 0 }))
+        self.set_parameters(json!({
+            "downtime-limit": 2000,
+            "max-bandwidth": 0,
+            "avail-switchover-bandwidth": 0,
+        }))
     }
 
     fn other_end(&mut self, status: String, expected: &'static str) -> QemuError {

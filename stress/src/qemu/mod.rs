@@ -10,6 +10,7 @@
 //! **Deliberately absent:** a guest operating system, firmware of others in anything that is kept.
 
 mod binary;
+mod channels;
 mod continuity;
 mod engine;
 mod foreign;
@@ -25,6 +26,7 @@ mod setup;
 mod tap;
 
 pub use binary::{Accelerator, Binary, Release};
+pub use channels::{ChannelSetting, Peer};
 pub use continuity::assert_goes_on;
 pub use engine::{Transport, send};
 pub use foreign::{ForeignGuest, Still};

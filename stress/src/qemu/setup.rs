@@ -45,6 +45,8 @@ pub struct Setup {
     pub machine: Machine,
     /// Options of the machine type, each `name=value`.
     pub machine_options: Vec<&'static str>,
+    /// Properties of objects that have no option of their own, each `driver.name=value`.
+    pub globals: Vec<&'static str>,
     /// Must be the same at both ends: KVM has sections that TCG has not, and the reverse.
     pub accelerator: Accelerator,
     /// Guest RAM in MiB.
@@ -94,6 +96,7 @@ impl Setup {
         Self {
             machine,
             machine_options: Vec::new(),
+            globals: Vec::new(),
             accelerator,
             memory_mib: 16,
             boot: Boot::Flash(Payload::paced(accelerator)),
@@ -133,6 +136,9 @@ impl Setup {
             command.args(["-object", &object]);
         }
         command.args(["-machine", &machine, "-m", &size]);
+        for property in &self.globals {
+            command.args(["-global", property]);
+        }
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         match self.boot {
             Boot::Flash(payload) => {
