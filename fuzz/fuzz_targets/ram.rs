@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use limosa_pages::{BlockLayout, BlockName, ByteCount, PageSize, RamLayout};
-use limosa_wire::{MAX_RAM_BLOCKS, RamContext, RamDecoder, RamEncoder, RamItem, Step};
+use limosa_wire::{MAX_POPULATED_REGIONS, MAX_RAM_BLOCKS, POPULATED_REGION, RamContext, RamDecoder, RamEncoder, RamItem, Step};
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (options, bytes) = input;
@@ -73,6 +73,12 @@ fn behind(item: &RamItem, bytes: &[u8], block: Option<&str>) -> usize {
         RamItem::Xbzrle { length, .. } => {
             assert!(block.is_some() && *length <= 4096);
             usize::from(*length)
+        }
+        RamItem::Populated { start, pages } => {
+            assert!(block.is_some() && start.offset.is_multiple_of(2 << 20));
+            assert!((1..=MAX_POPULATED_REGIONS).contains(&pages.len()));
+            assert!(pages.iter().all(|&pages| u64::from(pages) <= POPULATED_REGION.0));
+            0
         }
         RamItem::MappedSetup { .. } | RamItem::MultifdFlush | RamItem::EndOfSection => 0,
     }

@@ -6,6 +6,7 @@
 
 use crate::block::Backing;
 use crate::pagemap::{Category, Pagemap, Request};
+use crate::preallocation::{self, REGION};
 use limosa_pages::{DirtyBitmap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
@@ -34,7 +35,9 @@ pub enum Evidence {
     FileHoles,
     /// The page tables, by `PAGEMAP_SCAN`.
     PageTables,
-    /// Nobody: the kernel cannot tell, or next to none is missing. Every page counts as populated.
+    /// The file, by its number of blocks: next to none is missing. Every page counts as populated.
+    FileBlocks,
+    /// Nobody: the kernel cannot tell. Every page counts as populated.
     Unknown,
 }
 
@@ -73,6 +76,15 @@ impl Populated {
             let count = end.0.checked_sub(start.0).filter(|&count| count > 0)?;
             Some(PageRun::new(start, PageCount(count)))
         })
+    }
+
+    /// How many pages are populated in each region of [`REGION`](crate::REGION) of a block of `pages` pages.
+    pub fn by_region(&self, pages: PageCount) -> Vec<u16> {
+        let mut regions = vec![0; pages.0.div_ceil(REGION.0) as usize];
+        for part in self.runs.iter().flat_map(|&run| preallocation::parts(run)) {
+            regions[(part.start.0 / REGION.0) as usize] += part.count.0 as u16;
+        }
+        regions
     }
 
     /// Owes the populated pages; returns how many were not owed before.
@@ -114,7 +126,7 @@ impl Populated {
 /// byte is sent. That is more than reading the few pages which it might spare.
 pub(crate) fn by_seeking(file: BorrowedFd<'_>, offset: u64, whole: PageRun) -> Populated {
     if is_nearly_full(file) {
-        return Populated::everything(whole, Evidence::Unknown);
+        return Populated::everything(whole, Evidence::FileBlocks);
     }
     let mut populated = Populated::nothing(Evidence::FileHoles);
     match each_extent(file, offset, whole, |data| populated.push(data)) {

@@ -224,7 +224,7 @@ fn region_run(block: &RamBlock, page: PageIndex) -> PageRun {
 }
 
 /// `run`, cut where regions begin.
-fn parts(run: PageRun) -> impl Iterator<Item = PageRun> {
+pub(crate) fn parts(run: PageRun) -> impl Iterator<Item = PageRun> {
     let mut rest = run;
     std::iter::from_fn(move || {
         let count = PageCount(rest.count.0.min(REGION.0 - rest.start.0 % REGION.0));

@@ -95,7 +95,7 @@ fn a_file_with_next_to_no_holes_is_populated_throughout() {
 
     block.copy_in(1020 * PAGE, &[1]);
     let populated = block.populated();
-    assert_eq!((populated.runs(), populated.evidence()), (&pages(0, 1024)[..], Evidence::Unknown));
+    assert_eq!((populated.runs(), populated.evidence()), (&pages(0, 1024)[..], Evidence::FileBlocks));
 }
 
 #[test]

@@ -162,6 +162,8 @@ fields! {
     RamFlags = "RAM record flags",
     RamOffset = "RAM page offset",
     ZeroByte = "byte of a zero-page record",
+    PopulatedRegions = "number of reported regions",
+    PopulatedPages = "populated pages of a region",
     XbzrleEncoding = "XBZRLE encoding",
     XbzrleLength = "XBZRLE length",
     ReturnType = "return-path message type",

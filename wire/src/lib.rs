@@ -47,8 +47,8 @@ pub use configuration::{Configuration, MAX_CAPABILITIES, MAX_MACHINE_NAME_BYTES,
 pub use cursor::Step;
 pub use error::{Field, WireError};
 pub use ram::{
-    BlockUse, MAX_RAM_BLOCKS, MAX_XBZRLE_BYTES, PageAddress, RAM_IDSTR, RAM_VERSION, RamContext, RamDecoder,
-    RamEncoder, RamItem, RamSetup, SetupBlock,
+    BlockUse, MAX_POPULATED_REGIONS, MAX_RAM_BLOCKS, MAX_XBZRLE_BYTES, POPULATED_REGION, PageAddress,
+    RAM_IDSTR, RAM_VERSION, RamContext, RamDecoder, RamEncoder, RamItem, RamSetup, SetupBlock,
 };
 pub use return_path::{
     MAX_RECEIVED_BITMAP_BYTES, MAX_RETURN_PAYLOAD_BYTES, ReceivedPages, RequestedPages, ReturnDecoder,

@@ -6,10 +6,12 @@
 
 mod decode;
 mod encode;
+mod populated;
 mod setup;
 
 pub use decode::RamDecoder;
 pub use encode::RamEncoder;
+pub use populated::{MAX_POPULATED_REGIONS, POPULATED_REGION};
 pub use setup::{MAX_RAM_BLOCKS, RamContext, RamSetup, SetupBlock};
 
 use limosa_pages::ByteCount;
@@ -32,6 +34,8 @@ const END_OF_SECTION: u64 = 0x010;
 const CONTINUE: u64 = 0x020;
 const XBZRLE: u64 = 0x040;
 const MULTIFD_FLUSH: u64 = 0x200;
+/// Ours; QEMU has no flag of this value.
+const POPULATED: u64 = 0x400;
 
 /// The only encoding byte of an XBZRLE record.
 const XBZRLE_ENCODING: u8 = 0x01;
@@ -78,6 +82,14 @@ pub enum RamItem {
         page: PageAddress,
         /// Bytes of the encoding; at most [`MAX_XBZRLE_BYTES`].
         length: u16,
+    },
+    /// How many pages have memory on the source, in each region of [`POPULATED_REGION`] from `start` on: 1 to
+    /// [`MAX_POPULATED_REGIONS`] regions, not yet held against the block's length (wire 3.7).
+    Populated {
+        /// Where the first region begins.
+        start: PageAddress,
+        /// One number for each region.
+        pages: Vec<u16>,
     },
     /// Wait for one SYNC packet of every multifd channel.
     MultifdFlush,

@@ -162,6 +162,10 @@ fn resolve(item: &RamItem, block: Option<&str>) -> Resolved {
         RamItem::Page(page) => (block, "page", page.offset, 0),
         RamItem::Zero(page) => (block, "zero", page.offset, 0),
         RamItem::Xbzrle { page, length } => (block, "xbzrle", page.offset, usize::from(*length)),
+        RamItem::Populated { start, pages } => {
+            let sum = pages.iter().map(|&pages| usize::from(pages)).sum();
+            (block, "populated", start.offset, sum)
+        }
         RamItem::MultifdFlush => (None, "flush", 0, 0),
         RamItem::EndOfSection => (None, "end", 0, 0),
         other => panic!("{other:?} was not encoded"),
@@ -191,6 +195,12 @@ fn ram_channel(records: &[Record]) -> (Vec<u8>, Vec<Resolved>) {
                 let (id, name) = of(*block);
                 encoder.xbzrle(id, name, *offset, delta, &mut bytes);
                 expected.push((named(*block), "xbzrle", *offset, delta.len()));
+            }
+            Record::Populated { block, region, pages } => {
+                let (id, name) = of(*block);
+                encoder.populated(id, name, region << 21, pages, &mut bytes);
+                let sum = pages.iter().map(|&pages| usize::from(pages)).sum();
+                expected.push((named(*block), "populated", region << 21, sum));
             }
             Record::Flush => {
                 encoder.multifd_flush(&mut bytes);

@@ -376,3 +376,28 @@ fn a_sync_packet_with_pages_of_an_older_source_is_accepted() {
     };
     assert_eq!((header.sync, header.payload_bytes()), (true, 4096));
 }
+
+#[test]
+fn a_report_of_populated_regions_has_a_count_and_numbers() {
+    let block = name("pc.ram");
+    let write = |out: &mut Vec<u8>| {
+        let mut encoder = RamEncoder::new();
+        encoder.populated(BlockId(0), &block, 0x20_0000, &[512, 0, 3], out);
+        encoder.populated(BlockId(0), &block, 0x80_0000, &[1], out);
+    };
+    assert_bytes(write, "0000000000200400 06 70632e72616d 0003 0200 0000 0003   0000000000800420 0001 0001");
+}
+
+#[test]
+fn reports_of_no_region_too_many_or_fuller_ones_are_refused() {
+    let refused = |digits: &str| RamDecoder::new(RamContext::new()).next(&hex(digits)).unwrap_err();
+    let misaligned = WireError::Misaligned { at: 0, field: Field::RamOffset, got: 0x1000, unit: 0x20_0000 };
+    assert_eq!(refused("0000000000001400 01 61 0001 0000"), misaligned);
+    assert_eq!(refused("0000000000000420 0001 0000"), WireError::NoPreviousBlock { at: 0 });
+    let none = WireError::Empty { at: 10, field: Field::PopulatedRegions };
+    assert_eq!(refused("0000000000000400 01 61 0000"), none);
+    let many = WireError::TooLarge { at: 10, field: Field::PopulatedRegions, got: 8193, limit: 8192 };
+    assert_eq!(refused("0000000000000400 01 61 2001"), many);
+    let full = WireError::TooLarge { at: 14, field: Field::PopulatedPages, got: 513, limit: 512 };
+    assert_eq!(refused("0000000000000400 01 61 0002 0200 0201"), full);
+}

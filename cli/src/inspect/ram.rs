@@ -94,6 +94,8 @@ impl RamCounter {
                 block.xbzrle_bytes += length;
                 Ok(Next::Skip(length))
             }
+            // What the source has; the destination does with it what it likes.
+            RamItem::Populated { .. } => Ok(Next::Skip(0)),
             RamItem::MultifdFlush => {
                 self.flushes += 1;
                 Ok(Next::Skip(0))

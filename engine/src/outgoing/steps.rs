@@ -143,6 +143,7 @@ impl Steps {
         let setup = SaveSetup {
             capabilities: &self.config.capabilities,
             parameters: &self.config.parameters,
+            populated_report: false,
             channels: Mutex::new(self.channels.take()),
         };
         self.savevm.save_setup(&setup, &mut self.out)

@@ -169,6 +169,7 @@ mod tests {
         let setup = SaveSetup {
             capabilities: &Capabilities { multifd: true, ..Capabilities::default() },
             parameters: &Parameters::default(),
+            populated_report: false,
             channels: parking_lot::Mutex::new(Some(links)),
         };
         handler.save_setup(&setup, &mut out).unwrap();

@@ -1,6 +1,7 @@
 //! The receiving half: page records in, guest RAM out.
 
 use super::counters::{RamCounters, RamStatistics, add};
+use super::population;
 use crate::error::LoadFault;
 use crate::savevm::{ChannelSync, ReceiveLinks};
 use crate::stream::StreamReader;
@@ -83,6 +84,10 @@ impl RamLoad {
                     let (block, page) = self.locate(page)?;
                     let delta = input.take(usize::from(length))?;
                     self.load_delta(block, page, delta)?;
+                }
+                RamItem::Populated { start, pages } => {
+                    let (block, start) = self.locate(start)?;
+                    population::expect(&self.sink, block, start, &pages);
                 }
                 RamItem::MultifdFlush if self.channels.is_some() => {
                     self.bring_into_line_if(|sync| sync == ChannelSync::PerRound)?;

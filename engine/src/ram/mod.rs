@@ -4,6 +4,7 @@ mod channels;
 mod counters;
 mod handler;
 mod load;
+mod population;
 mod records;
 mod save;
 mod xbzrle_cache;

@@ -2,6 +2,7 @@
 
 use super::channels::{Channels, PACKET_PAGES};
 use super::counters::{RamCounters, add};
+use super::population::PopulationReport;
 use super::records::Records;
 use super::xbzrle_cache::XbzrleCache;
 use crate::error::SaveFault;
@@ -30,6 +31,8 @@ pub(super) struct RamSave {
     synced: bool,
     /// A bit for each page that had memory behind it at the start; consulted until the first round is over.
     populated: Option<DirtyMap>,
+    /// What the setup tells the destination, if it wants to know.
+    report: Option<PopulationReport>,
     xbzrle: Option<Xbzrle>,
     /// Where pages leave, if not on the main channel.
     channels: Option<Channels>,
@@ -68,8 +71,13 @@ impl RamSave {
         log.start()?;
         // After the start: a page that is touched from now on is in the log.
         let populated = DirtyMap::clean(ram.layout());
+        let mut report = setup.populated_report.then(PopulationReport::default);
         for (id, _) in ram.iter() {
-            log.populated(id)?.owe_into(populated.block(id));
+            let now = log.populated(id)?;
+            now.owe_into(populated.block(id));
+            if let Some(report) = &mut report {
+                report.add(&ram, id, &now);
+            }
         }
         counters.owed.store(owed.count().0, Ordering::Relaxed);
         let cache = setup.capabilities.xbzrle.then_some(setup.parameters.xbzrle_cache_size);
@@ -83,6 +91,7 @@ impl RamSave {
             encoder: RamEncoder::new(),
             synced: false,
             populated: Some(populated),
+            report,
             xbzrle: cache.map(Xbzrle::new),
             batch: PageBatch::default(),
             records: Records::default(),
@@ -96,6 +105,9 @@ impl RamSave {
             blocks: blocks.map(|(_, block)| SetupBlock::new(block.name.clone(), block.length)).collect(),
         };
         self.encoder.setup(&setup, out.buffer());
+        if let Some(report) = self.report.take() {
+            report.encode(&self.ram, &mut self.encoder, out.buffer());
+        }
         if let Some(channels) = &mut self.channels {
             channels.open();
             channels.end_round(&mut self.encoder, out, &self.counters)?;

@@ -71,6 +71,8 @@ pub struct SaveSetup<'a> {
     pub capabilities: &'a Capabilities,
     /// Tunables at the start.
     pub parameters: &'a Parameters,
+    /// The destination wants to know which parts of RAM have memory here (wire 3.7).
+    pub(crate) populated_report: bool,
     /// Connections for pages beside the main one; RAM takes them.
     pub(crate) channels: Mutex<Option<SendLinks>>,
 }

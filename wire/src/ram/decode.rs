@@ -1,11 +1,12 @@
 //! Bytes of a RAM channel to records.
 
-use crate::cursor::{Cursor, Halt, Step, at_most, expect, step};
+use crate::cursor::{Cursor, Halt, Step, aligned, at_most, expect, step};
 use crate::error::{Field, WireError};
+use crate::ram::populated;
 use crate::ram::setup::{RamContext, RamSetup, SetupBlock};
 use crate::ram::{
     BlockUse, CONTINUE, END_OF_SECTION, FLAGS, MAX_RAM_BLOCKS, MAX_XBZRLE_BYTES, MEM_SIZE, MULTIFD_FLUSH,
-    PAGE, PageAddress, RamItem, XBZRLE, XBZRLE_ENCODING, ZERO,
+    PAGE, POPULATED, PageAddress, RamItem, XBZRLE, XBZRLE_ENCODING, ZERO,
 };
 use limosa_pages::ByteCount;
 
@@ -103,6 +104,13 @@ impl RamDecoder {
             kind @ (ZERO | PAGE | XBZRLE) => {
                 let (block, named) = self.read_block(at, continued, cursor)?;
                 let item = read_page(kind, PageAddress { offset, block }, cursor)?;
+                Ok(Record { item, named, mapped: None })
+            }
+            POPULATED => {
+                aligned(at, Field::RamOffset, offset, populated::REGION_BYTES)?;
+                let (block, named) = self.read_block(at, continued, cursor)?;
+                let start = PageAddress { offset, block };
+                let item = RamItem::Populated { start, pages: populated::read(cursor)? };
                 Ok(Record { item, named, mapped: None })
             }
             MEM_SIZE if !continued => self.read_setup(ByteCount(offset), cursor),

@@ -1,9 +1,11 @@
 //! Records to bytes of a RAM channel.
 
 use crate::encode;
+use crate::ram::populated;
 use crate::ram::setup::{RamSetup, SetupBlock, encode_total};
 use crate::ram::{
-    CONTINUE, END_OF_SECTION, FLAGS, MAX_XBZRLE_BYTES, MULTIFD_FLUSH, PAGE, XBZRLE, XBZRLE_ENCODING, ZERO,
+    CONTINUE, END_OF_SECTION, FLAGS, MAX_XBZRLE_BYTES, MULTIFD_FLUSH, PAGE, POPULATED, XBZRLE,
+    XBZRLE_ENCODING, ZERO,
 };
 use limosa_pages::{BlockId, BlockName, ByteCount};
 
@@ -81,6 +83,25 @@ impl RamEncoder {
         out.push(XBZRLE_ENCODING);
         encode::u16(delta.len() as u16, out);
         out.extend_from_slice(delta);
+    }
+
+    /// Appends how many pages have memory here, for each region of
+    /// [`POPULATED_REGION`](crate::POPULATED_REGION) from byte `offset` on.
+    ///
+    /// # Panics
+    /// If no region begins at `offset`, there are no regions or more than
+    /// [`MAX_POPULATED_REGIONS`](crate::MAX_POPULATED_REGIONS), or one has more pages than there are.
+    pub fn populated(
+        &mut self,
+        block: BlockId,
+        name: &BlockName,
+        offset: u64,
+        pages: &[u16],
+        out: &mut Vec<u8>,
+    ) {
+        assert!(offset.is_multiple_of(populated::REGION_BYTES), "no region begins at {offset:#x}");
+        self.head(POPULATED, block, name, offset, out);
+        populated::encode(pages, out);
     }
 
     /// Appends the mark at which the destination waits for one SYNC packet of every multifd channel.

@@ -6,8 +6,8 @@ use limosa_pages::{BlockName, ByteCount, PAGE_BYTES, PageSize};
 use limosa_wire::dirty_bitmap::{DirtyBitmapChunk, DirtyBitmapItem};
 use limosa_wire::multifd::{Compression, InitPacket, MAX_COMPRESSED_BYTES, PACKET_PAGES};
 use limosa_wire::{
-    Command, Configuration, DiscardRange, PostcopyAdvice, RamSetup, ReceivedPages, RequestedPages,
-    ReturnMessage, SectionHeader, SectionId, SetupBlock, StartKind,
+    Command, Configuration, DiscardRange, POPULATED_REGION, PostcopyAdvice, RamSetup, ReceivedPages,
+    RequestedPages, ReturnMessage, SectionHeader, SectionId, SetupBlock, StartKind,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -119,6 +119,7 @@ pub(crate) enum Record {
     Page { block: u32, offset: u64 },
     Zero { block: u32, offset: u64 },
     Xbzrle { block: u32, offset: u64, delta: Vec<u8> },
+    Populated { block: u32, region: u64, pages: Vec<u16> },
     Flush,
     EndOfSection,
     ForgetBlock,
@@ -131,6 +132,8 @@ pub(crate) fn records() -> impl Strategy<Value = Vec<Record>> {
         4 => page.clone().prop_map(|(block, offset)| Record::Zero { block, offset }),
         2 => (page, vec(any::<u8>(), 0..300))
             .prop_map(|((block, offset), delta)| Record::Xbzrle { block, offset, delta }),
+        1 => (0..3_u32, 0..1_u64 << 20, vec(0..=POPULATED_REGION.0 as u16, 1..40))
+            .prop_map(|(block, region, pages)| Record::Populated { block, region, pages }),
         1 => Just(Record::Flush),
         1 => Just(Record::EndOfSection),
         1 => Just(Record::ForgetBlock),

@@ -190,6 +190,7 @@ impl Walk<'_> {
                 RamItem::Xbzrle { length, .. } => {
                     self.skip(usize::from(length))?;
                 }
+                RamItem::Populated { .. } => panic!("a QEMU does not know this record"),
                 RamItem::MultifdFlush => self.found.flushes += 1,
                 RamItem::EndOfSection => {
                     self.found.ram_sections += 1;
