@@ -91,6 +91,10 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
+    pub(crate) fn u128(&mut self) -> Result<u128, Halt> {
+        self.array().map(u128::from_be_bytes)
+    }
+
     /// 16 raw bytes.
     pub(crate) fn uuid(&mut self) -> Result<[u8; 16], Halt> {
         self.array()

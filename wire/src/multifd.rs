@@ -6,10 +6,14 @@
 mod device_state;
 mod init;
 mod pages;
+mod per_packet;
 
 pub use device_state::{DeviceStateHeader, MAX_DEVICE_STATE_BYTES};
 pub use init::InitPacket;
 pub use pages::{Compression, MAX_COMPRESSED_BYTES, PACKET_PAGES, PagesHeader, PagesPacket};
+pub use per_packet::{
+    BlockMethod, MAX_DELTA_BYTES, MIN_DELTA_BYTES, PageMap, PerPacketHead, max_per_packet_bytes,
+};
 
 use crate::cursor::{Halt, Step, step};
 use crate::error::{Field, WireError};

@@ -4,8 +4,10 @@ use crate::cursor::{Cursor, Halt, aligned, at_most, expect};
 use crate::encode;
 use crate::error::{Field, WireError};
 use crate::multifd::device_state::{encode_padded_name, padded_name};
+use crate::multifd::per_packet::{PerPacketHead, max_per_packet_bytes};
 use crate::multifd::{METHOD, MULTIFD_MAGIC, MULTIFD_VERSION, SYNC};
 use limosa_pages::{BlockName, PAGE_BYTES};
+use std::ops::RangeInclusive;
 
 /// Most pages in a packet: 128 x 4 KiB = 512 KiB.
 pub const PACKET_PAGES: usize = 128;
@@ -17,7 +19,8 @@ const NAME_BYTES: usize = 256;
 const OFFSETS_BYTES: usize = PACKET_PAGES * 8;
 const RESERVED_BYTES: usize = 4 + 24;
 
-/// How the payload of a packet is compressed. One compressor lives as long as its channel.
+/// How the payload of a packet is compressed. All but [`PerPacket`](Self::PerPacket) are QEMU's; there one compressor
+/// lives as long as its channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
     /// The pages themselves.
@@ -33,6 +36,8 @@ pub enum Compression {
     Uadk,
     /// Intel QATzip.
     Qatzip,
+    /// Each packet by itself, as its [head](crate::multifd::PerPacketHead) says: only between two Limosas (wire 4.10).
+    PerPacket,
 }
 
 /// Header of a packet with pages, or of a SYNC packet (wire 4.4). Borrows the offsets from the input.
@@ -138,7 +143,10 @@ impl PagesPacket<'_> {
         match (normal, self.compression) {
             (0, _) => assert_eq!(self.payload_bytes, 0, "a payload without pages"),
             (_, Compression::None) => assert_eq!(self.payload_bytes as usize, normal * PAGE_BYTES),
-            _ => assert!((1..=MAX_COMPRESSED_BYTES).contains(&self.payload_bytes)),
+            (_, compression) => {
+                let possible = compression.payload_bytes_possible(normal as u32);
+                assert!(possible.contains(&self.payload_bytes), "payload of {}", self.payload_bytes);
+            }
         }
         let counts = [PACKET_PAGES as u32, normal as u32, self.payload_bytes];
         head(self.compression.flags(), counts, self.packet_number, zero as u32, out);
@@ -168,11 +176,21 @@ impl Compression {
             Self::Qpl => 0x08,
             Self::Uadk => 0x10,
             Self::Qatzip => 0x20,
+            // All bits of the field: QEMU sets one of them.
+            Self::PerPacket => METHOD,
+        }
+    }
+
+    /// How many bytes the compressed form of `normal` pages may have; at least one page.
+    fn payload_bytes_possible(self, normal: u32) -> RangeInclusive<u32> {
+        match self {
+            Self::PerPacket => PerPacketHead::BYTES as u32..=max_per_packet_bytes(normal as usize) as u32,
+            _ => 1..=MAX_COMPRESSED_BYTES,
         }
     }
 
     fn from_flags(at: usize, flags: u32) -> Result<Self, WireError> {
-        let all = [Self::None, Self::Zlib, Self::Zstd, Self::Qpl, Self::Uadk, Self::Qatzip];
+        let all = [Self::None, Self::Zlib, Self::Zstd, Self::Qpl, Self::Uadk, Self::Qatzip, Self::PerPacket];
         let method = flags & METHOD;
         all.into_iter().find(|compression| compression.flags() == method).ok_or(WireError::Unknown {
             at,
@@ -192,9 +210,13 @@ fn payload_bytes(at: usize, compression: Compression, normal: u32, announced: u3
     if compression == Compression::None {
         expect(at, Field::PayloadLength, u64::from(whole), u64::from(announced))?;
     }
-    at_most(at, Field::PayloadLength, u64::from(announced), u64::from(MAX_COMPRESSED_BYTES))?;
+    let possible = compression.payload_bytes_possible(normal);
+    at_most(at, Field::PayloadLength, u64::from(announced), u64::from(*possible.end()))?;
     if announced == 0 {
         return Err(WireError::Empty { at, field: Field::PayloadLength });
+    }
+    if announced < *possible.start() {
+        return Err(WireError::Misplaced { at, field: Field::PayloadLength, got: u64::from(announced) });
     }
     Ok(announced)
 }

@@ -4,7 +4,9 @@
 
 use limosa_pages::{BlockName, ByteCount, PAGE_BYTES, PageSize};
 use limosa_wire::dirty_bitmap::{DirtyBitmapChunk, DirtyBitmapItem};
-use limosa_wire::multifd::{Compression, InitPacket, MAX_COMPRESSED_BYTES, PACKET_PAGES};
+use limosa_wire::multifd::{
+    Compression, InitPacket, MAX_COMPRESSED_BYTES, PACKET_PAGES, max_per_packet_bytes,
+};
 use limosa_wire::{
     Command, Configuration, DiscardRange, POPULATED_REGION, PostcopyAdvice, RamSetup, ReceivedPages,
     RequestedPages, ReturnMessage, SectionHeader, SectionId, SetupBlock, StartKind,
@@ -157,8 +159,8 @@ pub(crate) struct Pages {
 }
 
 pub(crate) fn pages() -> impl Strategy<Value = Pages> {
-    use Compression::{None, Qatzip, Qpl, Uadk, Zlib, Zstd};
-    let compression = proptest::sample::select(vec![None, Zlib, Zstd, Qpl, Uadk, Qatzip]);
+    use Compression::{None, PerPacket, Qatzip, Qpl, Uadk, Zlib, Zstd};
+    let compression = proptest::sample::select(vec![None, Zlib, Zstd, Qpl, Uadk, Qatzip, PerPacket]);
     let block =
         block_name().prop_filter("NUL ends the name in a packet", |name| !name.as_str().contains('\0'));
     let offsets = vec(page_offset(), 1..=PACKET_PAGES);
@@ -170,6 +172,8 @@ pub(crate) fn pages() -> impl Strategy<Value = Pages> {
             let payload_bytes = match (normal.len(), compression) {
                 (0, _) => 0,
                 (count, None) => (count * PAGE_BYTES) as u32,
+                // As if all pages were raw.
+                (count, PerPacket) => max_per_packet_bytes(count) as u32,
                 _ => bytes,
             };
             Pages { block, normal, zero, compression, payload_bytes, packet_number }
