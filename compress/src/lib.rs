@@ -11,7 +11,13 @@
 //! **Deliberately absent:** the cache of pages already sent, framing, threads, I/O.
 #![forbid(unsafe_code)]
 
+pub mod delta;
 pub mod packet;
+pub mod per_packet;
+pub mod versions;
 pub mod xbzrle;
 
 pub use packet::{PacketDecoder, PacketEncoder, PacketError};
+pub use per_packet::{Method, PacketPages, PerPacketDecoder, PerPacketEncoder, PerPacketError, Sampler};
+pub use versions::PageVersions;
+pub use xbzrle::Page;

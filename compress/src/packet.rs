@@ -10,7 +10,7 @@ mod zlib;
 mod zstd;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use limosa_pages::PAGE_BYTES;
 use thiserror::Error;
@@ -211,7 +211,7 @@ fn fill(
     }
 }
 
-fn assert_whole_pages(pages: &[u8]) {
+pub(crate) fn assert_whole_pages(pages: &[u8]) {
     let length = pages.len();
     let fits = (1..=PACKET_PAGES_MAX * PAGE_BYTES).contains(&length) && length.is_multiple_of(PAGE_BYTES);
     assert!(fits, "{length} bytes are no packet of pages");

@@ -20,7 +20,7 @@ fn modest() -> [(PacketEncoder, PacketDecoder); 2] {
 }
 
 /// Bytes that no method shrinks.
-fn noise(pages: usize, mut seed: u64) -> Vec<u8> {
+pub(crate) fn noise(pages: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; pages * PAGE_BYTES];
     for word in bytes.as_chunks_mut::<8>().0 {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -30,7 +30,7 @@ fn noise(pages: usize, mut seed: u64) -> Vec<u8> {
     bytes
 }
 
-fn text(pages: usize) -> Vec<u8> {
+pub(crate) fn text(pages: usize) -> Vec<u8> {
     b"The bar-tailed godwit flies eleven days without a rest. ".repeat(pages * 80)[..pages * PAGE_BYTES]
         .to_vec()
 }
