@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
+use crate::pool::WorkerPanicked;
 use crate::receive::PlaceError;
 
 /// A sending channel failed: which one, where and how. Every later call returns the same error.
@@ -38,9 +39,15 @@ pub enum SendFailure {
     /// There is no thread for it.
     #[error("no thread for the channel")]
     Thread(#[source] io::Error),
+    /// There are no workers for its codec.
+    #[error("no threads for the codec pool")]
+    Workers(#[source] io::Error),
     /// Its thread has a bug.
     #[error("the thread of the channel panicked")]
     Panicked,
+    /// Its codec has a bug.
+    #[error("a worker of the codec pool panicked")]
+    WorkerPanicked,
 }
 
 /// The receiving end failed: on which channel, where and how. Every later call returns the same error.
@@ -167,9 +174,27 @@ pub enum ReceiveFailure {
     /// There is no thread for it.
     #[error("no thread for the channel")]
     Thread(#[source] io::Error),
+    /// There are no workers for its codec.
+    #[error("no threads for the codec pool")]
+    Workers(#[source] io::Error),
     /// Its thread has a bug.
     #[error("the thread of the channel panicked")]
     Panicked,
+    /// Its codec has a bug.
+    #[error("a worker of the codec pool panicked")]
+    WorkerPanicked,
+}
+
+impl From<WorkerPanicked> for SendFailure {
+    fn from(_: WorkerPanicked) -> Self {
+        Self::WorkerPanicked
+    }
+}
+
+impl From<WorkerPanicked> for ReceiveFailure {
+    fn from(_: WorkerPanicked) -> Self {
+        Self::WorkerPanicked
+    }
 }
 
 /// Sixteen bytes as a UUID is written.

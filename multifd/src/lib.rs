@@ -46,23 +46,29 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A codec runs on a pool of workers, as many as the machine is to spend, however many channels there are. While a
+//! channel writes a packet, the pool makes its next one; on the other side, while a channel reads, the pool
+//! decompresses what came before. At a synchronisation point nothing of the channel is on the pool.
+//!
 //! Trade-off taken: the queue holds where pages lie, not their bytes. A batch is read when a channel is free for
-//! it, as late as possible; the price is that the codec runs in the channel's own thread.
+//! it, as late as possible.
 //!
 //! **Deliberately absent:** the main channel and its FLUSH records, the choice of pages, the dirty log,
 //! connecting and accepting, telling one connection from another, postcopy.
 #![forbid(unsafe_code)]
 
 mod error;
+mod pool;
 mod receive;
 mod send;
 mod shutdown;
 mod statistics;
 
 pub use error::{Connection, ReceiveError, ReceiveFailure, SendError, SendFailure};
+pub use pool::PoolStatistics;
 pub use receive::{
     PageSink, PlaceError, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SYNC_PATIENCE,
 };
 pub use send::{CHANNELS_MAX, Codec, SendBatch, SendChannels, SendConfig, ZeroDetection};
 pub use shutdown::ChannelsShutdown;
-pub use statistics::ChannelStatistics;
+pub use statistics::{ChannelStatistics, QueueStatistics};

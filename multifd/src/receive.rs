@@ -2,15 +2,20 @@
 
 mod barrier;
 mod channel;
+mod decode;
+mod runs;
 mod sink;
 
 use crate::error::{Connection, ReceiveError, ReceiveFailure};
+use crate::pool::{CodecPool, PoolStatistics, Workspaces};
 use crate::shutdown::ChannelsShutdown;
-use crate::statistics::{ChannelCounters, ChannelStatistics};
+use crate::statistics::{AllCounters, ChannelStatistics};
 use barrier::Barrier;
 use channel::Channel;
+use decode::Decoding;
 use limosa_transport::{LinkReader, ShutdownHandle};
 use limosa_wire::multifd::{Compression, InitPacket};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -32,6 +37,9 @@ pub struct ReceiveConfig {
     pub sync_patience: Duration,
     /// Shut down when a channel fails: a link, usually the main one, whose reader must hear of it.
     pub on_failure: Option<ShutdownHandle>,
+    /// Threads that decompress, for all channels together; `None` is one per processor. Without a codec there are
+    /// none.
+    pub codec_workers: Option<NonZeroU8>,
 }
 
 /// A connection that carries pages.
@@ -45,19 +53,26 @@ pub struct ReceiveLink {
 
 /// The receiving end of all channels. Dropping it ends the links under their threads.
 ///
-/// Memory: with a codec 1.5 MiB per channel beside the decompressor's own, whatever the peer sends; without, a
-/// few KiB.
+/// Memory, whatever the peer sends: with a codec at most 1.5 MiB for each of 2 packets per channel and 2 per worker,
+/// beside what the decompressor itself needs for a channel; without, a few KiB.
 #[derive(Debug)]
 pub struct ReceiveChannels {
     barrier: Arc<Barrier>,
     threads: Vec<JoinHandle<()>>,
-    counters: Arc<[ChannelCounters]>,
+    pool: Option<CodecPool>,
+    counters: AllCounters,
     shutdown: ChannelsShutdown,
 }
 
 impl Default for ReceiveConfig {
     fn default() -> Self {
-        Self { uuid: [0; 16], compression: Compression::None, sync_patience: SYNC_PATIENCE, on_failure: None }
+        Self {
+            uuid: [0; 16],
+            compression: Compression::None,
+            sync_patience: SYNC_PATIENCE,
+            on_failure: None,
+            codec_workers: None,
+        }
     }
 }
 
@@ -87,22 +102,33 @@ impl ReceiveChannels {
         config: ReceiveConfig,
     ) -> Result<Self, ReceiveError> {
         assert!((1..=crate::CHANNELS_MAX).contains(&links.len()), "{} channels", links.len());
+        let failed = |accepted, failure| ReceiveError {
+            connection: Connection { accepted, channel: None },
+            packet: 0,
+            failure: Arc::new(failure),
+        };
+        let pool = match config.compression {
+            Compression::None => None,
+            _ => Some(
+                CodecPool::new("multifd-decode", config.codec_workers)
+                    .map_err(|error| failed(0, ReceiveFailure::Workers(error)))?,
+            ),
+        };
+        let workspaces = Arc::new(Workspaces::new(pool.as_ref().map_or(0, CodecPool::workers)));
         let shutdown = ChannelsShutdown::new(links.iter().map(|link| link.reader.shutdown_handle()));
-        let counters: Arc<[ChannelCounters]> = links.iter().map(|_| ChannelCounters::default()).collect();
+        let counters: AllCounters = links.iter().map(|_| Default::default()).collect();
         let barrier =
             Arc::new(Barrier::new(Arc::clone(&counters), config.sync_patience, config.on_failure.clone()));
-        let mut channels = Self { barrier, threads: Vec::new(), counters, shutdown };
+        let mut channels = Self { barrier, threads: Vec::new(), pool, counters, shutdown };
         for (accepted, link) in links.into_iter().enumerate() {
-            let failed = |failure| ReceiveError {
-                connection: Connection { accepted, channel: None },
-                packet: 0,
-                failure: Arc::new(failure),
-            };
-            let channel =
-                Channel::new(accepted, link, Arc::clone(&sink), &config, Arc::clone(&channels.barrier))
-                    .map_err(failed)?;
+            let decoder = decode::decoder(config.compression).map_err(|failure| failed(accepted, failure))?;
+            let decoding = channels.pool.clone().zip(decoder).map(|(pool, decoder)| {
+                Decoding::new(pool, Arc::clone(&sink), Arc::clone(&workspaces), decoder)
+            });
+            let barrier = Arc::clone(&channels.barrier);
+            let channel = Channel::new(accepted, link, Arc::clone(&sink), &config, barrier, decoding);
             let thread = Builder::new().name(format!("multifd-receive-{accepted}")).spawn(|| channel.run());
-            channels.threads.push(thread.map_err(|error| failed(ReceiveFailure::Thread(error)))?);
+            channels.threads.push(thread.map_err(|error| failed(accepted, ReceiveFailure::Thread(error)))?);
         }
         Ok(channels)
     }
@@ -132,7 +158,12 @@ impl ReceiveChannels {
 
     /// What each channel has done so far, in the order of the links.
     pub fn statistics(&self) -> Vec<ChannelStatistics> {
-        self.counters.iter().map(ChannelCounters::snapshot).collect()
+        self.counters.iter().map(|counters| counters.snapshot()).collect()
+    }
+
+    /// What the workers have done so far; `None` without a codec.
+    pub fn pool_statistics(&self) -> Option<PoolStatistics> {
+        self.pool.as_ref().map(CodecPool::statistics)
     }
 
     /// The error of the channel that failed first, if one has.
@@ -155,6 +186,9 @@ impl ReceiveChannels {
 
 impl Drop for ReceiveChannels {
     fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.abandon();
+        }
         self.barrier.abandon();
         self.shutdown.shutdown();
         self.join();

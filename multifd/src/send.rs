@@ -1,18 +1,23 @@
 //! The sending end.
 
 mod channel;
+mod encode;
 mod packet;
 mod queue;
 
 use crate::error::{SendError, SendFailure};
+use crate::pool::{CodecPool, PoolStatistics, Workspaces};
 use crate::shutdown::ChannelsShutdown;
-use crate::statistics::{ChannelCounters, ChannelStatistics};
-use channel::Channel;
+use crate::statistics::{AllCounters, ChannelStatistics, QueueStatistics};
+use channel::{Channel, Shared};
+use encode::Encoding;
+use limosa_compress::{PacketEncoder, PacketError};
 use limosa_pages::{BlockId, PageCount, PageRun, RamLayout};
 use limosa_ram::GuestRam;
 use limosa_transport::LinkWriter;
 use limosa_wire::multifd::{Compression, PACKET_PAGES};
 use queue::Queue;
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::{Builder, JoinHandle};
@@ -33,6 +38,8 @@ pub struct SendConfig {
     pub codec: Codec,
     /// Where zero pages are found.
     pub zero_detection: ZeroDetection,
+    /// Threads that compress, for all channels together; `None` is one per processor. Without a codec there are none.
+    pub codec_workers: Option<NonZeroU8>,
 }
 
 /// How the payload of packets is made.
@@ -57,7 +64,7 @@ pub enum Codec {
 /// already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroDetection {
-    /// In the thread of the channel.
+    /// In the thread of the channel, or with a codec on its pool.
     #[default]
     Multifd,
     /// Nowhere: every page is sent with its bytes.
@@ -78,12 +85,14 @@ pub struct SendBatch {
 
 /// The sending end of all channels. Dropping it ends the links under their threads: the other side sees a loss.
 ///
-/// Memory: with a codec 1.5 MiB per channel beside the codec's own; without, a few KiB.
+/// Memory: with a codec at most 1.5 MiB for each of 2 packets per channel and 2 per worker, beside what the codec
+/// itself needs for a channel; without, a few KiB.
 #[derive(Debug)]
 pub struct SendChannels {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
-    counters: Vec<Arc<ChannelCounters>>,
+    pool: Option<CodecPool>,
+    counters: AllCounters,
     shutdown: ChannelsShutdown,
     layout: RamLayout,
     /// Whether the first synchronisation point is behind us.
@@ -117,6 +126,15 @@ impl Codec {
             Self::Zstd { .. } => Compression::Zstd,
         }
     }
+
+    /// The stream of one channel; `None` without a codec.
+    fn encoder(self) -> Result<Option<PacketEncoder>, PacketError> {
+        Ok(match self {
+            Self::None => None,
+            Self::Zlib { level } => Some(PacketEncoder::zlib(level)),
+            Self::Zstd { level } => Some(PacketEncoder::zstd(level)?),
+        })
+    }
 }
 
 impl SendChannels {
@@ -132,26 +150,37 @@ impl SendChannels {
     /// If there are no links or more than [`CHANNELS_MAX`], or the codec does not have the level.
     pub fn new(links: Vec<LinkWriter>, ram: GuestRam, config: SendConfig) -> Result<Self, SendError> {
         assert!((1..=CHANNELS_MAX).contains(&links.len()), "{} channels", links.len());
+        let failed = |number, failure| SendError { channel: number, packet: 0, failure: Arc::new(failure) };
+        let pool = match config.codec {
+            Codec::None => None,
+            _ => Some(
+                CodecPool::new("multifd-encode", config.codec_workers)
+                    .map_err(|error| failed(0, SendFailure::Workers(error)))?,
+            ),
+        };
+        let workspaces = Arc::new(Workspaces::new(pool.as_ref().map_or(0, CodecPool::workers)));
         let queue = Arc::new(Queue::new(links.len(), links.len() * QUEUED_PER_CHANNEL));
         let shutdown = ChannelsShutdown::new(links.iter().map(LinkWriter::shutdown_handle));
-        let counters = links.iter().map(|_| Arc::default()).collect();
+        let counters: AllCounters = links.iter().map(|_| Default::default()).collect();
         let layout = ram.layout().clone();
-        let mut channels = Self { queue, threads: Vec::new(), counters, shutdown, layout, synced: false };
-        let numbers = Arc::new(AtomicU64::new(0));
-        for (number, link) in links.into_iter().enumerate() {
-            let failed = |failure| SendError { channel: number as u8, packet: 0, failure: Arc::new(failure) };
-            let channel = Channel::new(
-                number as u8,
-                link,
-                ram.clone(),
-                config,
-                Arc::clone(&channels.queue),
-                Arc::clone(&channels.counters[number]),
-                Arc::clone(&numbers),
-            )
-            .map_err(failed)?;
-            let thread = Builder::new().name(format!("multifd-send-{number}")).spawn(|| channel.run());
-            channels.threads.push(thread.map_err(|error| failed(SendFailure::Thread(error)))?);
+        let mut channels =
+            Self { queue, threads: Vec::new(), pool, counters, shutdown, layout, synced: false };
+        let packet_numbers = Arc::new(AtomicU64::new(0));
+        for (number, link) in (0..=u8::MAX).zip(links) {
+            let shared = Shared {
+                number,
+                queue: Arc::clone(&channels.queue),
+                counters: Arc::clone(&channels.counters),
+                packet_numbers: Arc::clone(&packet_numbers),
+            };
+            let encoder = config.codec.encoder().map_err(|error| failed(number, error.into()))?;
+            let encoding = channels.pool.clone().zip(encoder).map(|(pool, encoder)| {
+                Encoding::new(pool, ram.clone(), config, Arc::clone(&workspaces), encoder)
+            });
+            let channel = Channel::new(link, ram.clone(), config, shared);
+            let thread =
+                Builder::new().name(format!("multifd-send-{number}")).spawn(|| channel.run(encoding));
+            channels.threads.push(thread.map_err(|error| failed(number, SendFailure::Thread(error)))?);
         }
         Ok(channels)
     }
@@ -204,9 +233,14 @@ impl SendChannels {
         self.counters.iter().map(|counters| counters.snapshot()).collect()
     }
 
-    /// Batches that wait for a channel.
-    pub fn queued(&self) -> usize {
-        self.queue.depth()
+    /// What waits for a channel.
+    pub fn queue_statistics(&self) -> QueueStatistics {
+        self.queue.statistics()
+    }
+
+    /// What the workers have done so far; `None` without a codec.
+    pub fn pool_statistics(&self) -> Option<PoolStatistics> {
+        self.pool.as_ref().map(CodecPool::statistics)
     }
 
     /// The error of the channel that failed first, if one has.
@@ -229,6 +263,9 @@ impl SendChannels {
 
 impl Drop for SendChannels {
     fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.abandon();
+        }
         self.shutdown.shutdown();
         self.queue.abort();
         self.join();

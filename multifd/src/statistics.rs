@@ -1,6 +1,8 @@
 //! What each channel has done, readable by any thread at any time.
 
+use crossbeam_utils::CachePadded;
 use limosa_pages::{ByteCount, PageCount};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,23 @@ pub struct ChannelStatistics {
     pub transferring: Duration,
     /// Time without work: a sender's for a batch, a receiver's at synchronisation points.
     pub waiting: Duration,
+    /// Time that it waited for the codec pool: more workers, or a cheaper codec, would help.
+    pub waiting_for_codec: Duration,
 }
+
+/// The batches between the coordinator and the sending channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStatistics {
+    /// Batches that wait for a channel now.
+    pub depth: usize,
+    /// Most that ever waited. A queue that is never full has channels that wait for the coordinator.
+    pub depth_max: usize,
+    /// Where the coordinator has to wait.
+    pub capacity: usize,
+}
+
+/// The live form of all channels. Each has cache lines of its own: it is written for every packet.
+pub(crate) type AllCounters = Arc<[CachePadded<ChannelCounters>]>;
 
 /// The live form.
 #[derive(Debug, Default)]
@@ -30,6 +48,7 @@ pub(crate) struct ChannelCounters {
     zero: AtomicU64,
     transferring_nanoseconds: AtomicU64,
     waiting_nanoseconds: AtomicU64,
+    waiting_for_codec_nanoseconds: AtomicU64,
 }
 
 impl ChannelCounters {
@@ -43,6 +62,7 @@ impl ChannelCounters {
             zero: PageCount(value(&self.zero)),
             transferring: Duration::from_nanos(value(&self.transferring_nanoseconds)),
             waiting: Duration::from_nanos(value(&self.waiting_nanoseconds)),
+            waiting_for_codec: Duration::from_nanos(value(&self.waiting_for_codec_nanoseconds)),
         }
     }
 
@@ -74,6 +94,11 @@ impl ChannelCounters {
     /// Makes `call` and counts its time as waiting.
     pub(crate) fn waiting<T>(&self, call: impl FnOnce() -> T) -> T {
         timed(&self.waiting_nanoseconds, call)
+    }
+
+    /// Makes `call` and counts its time as waiting for the codec pool.
+    pub(crate) fn waiting_for_codec<T>(&self, call: impl FnOnce() -> T) -> T {
+        timed(&self.waiting_for_codec_nanoseconds, call)
     }
 }
 

@@ -3,12 +3,9 @@
 mod support;
 
 use limosa_compress::PacketEncoder;
-use limosa_multifd::{
-    PageSink, PlaceError, RamSink, ReceiveChannels, ReceiveConfig, ReceiveFailure, ReceiveLink,
-};
+use limosa_multifd::{PageSink, PlaceError, RamSink, ReceiveFailure};
 use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
-use limosa_transport::Link;
 use limosa_wire::multifd::Compression;
 use std::io;
 use std::sync::Arc;
@@ -19,17 +16,6 @@ const PAGE: u64 = PAGE_BYTES as u64;
 
 fn one(page: u64) -> PageRun {
     PageRun::new(PageIndex(page), PageCount(1))
-}
-
-/// A channel into `sink` that has passed its first point.
-fn channel_into(sink: Arc<dyn PageSink>, compression: Compression) -> (ReceiveChannels, Link) {
-    let (mut peer, ours) = connected(Wire::SocketPair);
-    let config = ReceiveConfig { compression, ..ReceiveConfig::default() };
-    let receive =
-        ReceiveChannels::new(vec![ReceiveLink::new(ours.split().0)], sink, config).expect("a thread");
-    peer.write_all(&[init_packet(0), sync_packet()].concat()).expect("read");
-    receive.wait_sync().expect("a proper opening");
-    (receive, peer)
 }
 
 #[test]

@@ -3,8 +3,8 @@
 mod support;
 
 use limosa_multifd::{
-    Codec, PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendBatch, SendChannels,
-    SendConfig, ZeroDetection,
+    Codec, PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendChannels, SendConfig,
+    ZeroDetection,
 };
 use limosa_pages::{DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
@@ -15,40 +15,6 @@ use std::thread;
 use support::*;
 
 const CODECS: [Codec; 3] = [Codec::None, Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }];
-
-/// Two pools that are connected.
-struct Pools {
-    send: SendChannels,
-    receive: ReceiveChannels,
-    sink: Arc<RamSink>,
-}
-
-fn pools(wire: Wire, count: usize, ram: &GuestRam, config: SendConfig) -> Pools {
-    let (near, far): (Vec<Link>, Vec<Link>) = (0..count).map(|_| connected(wire)).unzip();
-    let sink = Arc::new(RamSink::new(empty_ram()));
-    let links = far.into_iter().map(|link| ReceiveLink::new(link.split().0)).collect();
-    let receiving = ReceiveConfig { compression: config.codec.compression(), ..ReceiveConfig::default() };
-    let as_sink: Arc<dyn PageSink> = Arc::clone(&sink) as _;
-    let receive = ReceiveChannels::new(links, as_sink, receiving).expect("threads");
-    let links = near.into_iter().map(|link| link.split().1).collect();
-    let send = SendChannels::new(links, ram.clone(), config).expect("threads");
-    Pools { send, receive, sink }
-}
-
-impl Pools {
-    /// A synchronisation point on both sides, as SYNC packets and FLUSH make it.
-    fn sync(&mut self) {
-        self.send.sync().expect("every channel lives");
-        self.receive.wait_sync().expect("every channel lives");
-    }
-
-    fn submit_all(&mut self, batches: Vec<SendBatch>) {
-        for mut batch in batches {
-            self.send.submit(&mut batch).expect("every channel lives");
-            assert_eq!(batch.pages(), PageCount(0), "an empty batch comes back");
-        }
-    }
-}
 
 #[test]
 fn every_number_of_channels_and_codec_moves_a_guest_whole_over_both_kinds_of_socket() {

@@ -70,6 +70,7 @@ impl Origin {
             compression: wanted.compression,
             sync_patience: SYNC_PATIENCE,
             on_failure: None,
+            codec_workers: None,
         };
         let channels = Some(ReceiveLinks { links, config, sync: wanted.sync });
         Ok(Connections { main: main.expect("waited for above"), channels })

@@ -34,7 +34,8 @@ impl Channels {
             // In the legacy mode none is left to find.
             ZeroPageDetection::Legacy | ZeroPageDetection::None => ZeroDetection::None,
         };
-        let config = SendConfig { uuid, codec: setup.parameters.multifd_codec, zero_detection };
+        let codec = setup.parameters.multifd_codec;
+        let config = SendConfig { uuid, codec, zero_detection, ..SendConfig::default() };
         Ok(Some(Self {
             pool: SendChannels::new(links, ram.clone(), config)?,
             batch: SendBatch::new(BlockId(0)),

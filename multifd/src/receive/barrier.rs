@@ -1,7 +1,7 @@
 //! Where the channels wait for the main channel, and it for them.
 
 use crate::error::{Connection, ReceiveError, ReceiveFailure};
-use crate::statistics::ChannelCounters;
+use crate::statistics::{AllCounters, ChannelCounters};
 use limosa_transport::ShutdownHandle;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Barrier {
     state: Mutex<State>,
-    counters: Arc<[ChannelCounters]>,
+    counters: AllCounters,
     patience: Duration,
     on_failure: Option<ShutdownHandle>,
     /// For the main channel: a channel has come to its point, or ended.
@@ -39,11 +39,7 @@ struct ChannelState {
 }
 
 impl Barrier {
-    pub(super) fn new(
-        counters: Arc<[ChannelCounters]>,
-        patience: Duration,
-        on_failure: Option<ShutdownHandle>,
-    ) -> Self {
+    pub(super) fn new(counters: AllCounters, patience: Duration, on_failure: Option<ShutdownHandle>) -> Self {
         let channels = vec![ChannelState::default(); counters.len()];
         Self {
             state: Mutex::new(State { channels, passed: 0, failure: None, closed: false }),
@@ -105,17 +101,14 @@ impl Barrier {
             };
             let gone = |channel: &ChannelState| channel.ended && channel.points < point;
             if let Some(accepted) = state.channels.iter().position(gone) {
-                return Err(self.fail_locked(
-                    &mut state,
-                    accepted,
-                    ReceiveFailure::EndedBeforeSync { point },
-                ));
+                let ended = ReceiveFailure::EndedBeforeSync { point };
+                return Err(self.fail_locked(&mut state, accepted, self.packets(accepted), ended));
             }
             if self.arrived.wait_for(&mut state, self.patience).timed_out() {
-                let bytes = self.counters.iter().map(ChannelCounters::bytes).sum::<u64>();
+                let bytes = self.counters.iter().map(|counters| counters.bytes()).sum::<u64>();
                 if seen.replace(bytes) == Some(bytes) {
                     let lost = ReceiveFailure::LostSync { point, after: self.patience };
-                    return Err(self.fail_locked(&mut state, late, lost));
+                    return Err(self.fail_locked(&mut state, late, self.packets(late), lost));
                 }
             }
         }
@@ -131,13 +124,13 @@ impl Barrier {
         self.arrived.notify_one();
     }
 
-    /// A channel has failed. The first failure counts, unless the migration is over.
-    pub(super) fn fail(&self, accepted: usize, failure: ReceiveFailure) {
+    /// A channel has failed, after `packet` whole packets. The first failure counts, unless the migration is over.
+    pub(super) fn fail(&self, accepted: usize, packet: u64, failure: ReceiveFailure) {
         let mut state = self.state.lock();
         if state.closed {
             return;
         }
-        self.fail_locked(&mut state, accepted, failure);
+        self.fail_locked(&mut state, accepted, packet, failure);
         // Other failures are found by the owner's own calls.
         if let Some(link) = &self.on_failure {
             link.shutdown();
@@ -154,7 +147,8 @@ impl Barrier {
         let ahead = |channel: &ChannelState| channel.points > state.passed;
         if let Some(accepted) = state.channels.iter().position(ahead) {
             let point = state.channels[accepted].points;
-            self.fail_locked(&mut state, accepted, ReceiveFailure::UnnamedSync { point });
+            let unnamed = ReceiveFailure::UnnamedSync { point };
+            self.fail_locked(&mut state, accepted, self.packets(accepted), unnamed);
         }
         state.closed = true;
         self.released.notify_all();
@@ -168,13 +162,22 @@ impl Barrier {
     }
 
     /// Notes a failure and wakes everybody. Returns the first one.
-    fn fail_locked(&self, state: &mut State, accepted: usize, failure: ReceiveFailure) -> ReceiveError {
+    fn fail_locked(
+        &self,
+        state: &mut State,
+        accepted: usize,
+        packet: u64,
+        failure: ReceiveFailure,
+    ) -> ReceiveError {
         let connection = Connection { accepted, channel: state.channels[accepted].number };
-        let packet = self.counters[accepted].packets();
         let error = ReceiveError { connection, packet, failure: Arc::new(failure) };
         let first = state.failure.get_or_insert(error).clone();
         self.arrived.notify_all();
         self.released.notify_all();
         first
+    }
+
+    fn packets(&self, accepted: usize) -> u64 {
+        self.counters[accepted].packets()
     }
 }

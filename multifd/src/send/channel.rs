@@ -1,155 +1,208 @@
 //! One sending channel: a thread that owns its link.
 
-use super::packet::{Compressor, Contents};
+use super::encode::{Encoding, Parcel};
+use super::packet::Contents;
 use super::queue::{Job, Queue};
 use super::{SendBatch, SendConfig};
 use crate::error::{SendError, SendFailure};
-use crate::statistics::ChannelCounters;
+use crate::statistics::{AllCounters, ChannelCounters};
+use limosa_pages::{BlockId, PageRun};
 use limosa_ram::{Gather, GuestRam};
 use limosa_transport::LinkWriter;
 use limosa_wire::multifd::{InitPacket, PagesHeader, PagesPacket};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) struct Channel {
-    number: u8,
     link: LinkWriter,
     ram: GuestRam,
     config: SendConfig,
-    queue: Arc<Queue>,
-    counters: Arc<ChannelCounters>,
-    /// Numbers of packets, over all channels.
-    numbers: Arc<AtomicU64>,
-    compressor: Option<Compressor>,
-    contents: Contents,
+    shared: Shared,
+    /// Synchronisation points so far.
+    points: u64,
     /// Kept between packets for its allocations.
     gather: Gather<'static>,
 }
 
+/// What a channel has in common with the others and the coordinator, and its place among them.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) number: u8,
+    pub(super) queue: Arc<Queue>,
+    pub(super) counters: AllCounters,
+    /// Numbers of packets, over all channels.
+    pub(super) packet_numbers: Arc<AtomicU64>,
+}
+
 impl Channel {
-    pub(super) fn new(
-        number: u8,
-        link: LinkWriter,
-        ram: GuestRam,
-        config: SendConfig,
-        queue: Arc<Queue>,
-        counters: Arc<ChannelCounters>,
-        numbers: Arc<AtomicU64>,
-    ) -> Result<Self, SendFailure> {
-        let compressor = Compressor::new(config.codec)?;
-        let (contents, gather) = (Contents::default(), Gather::new());
-        Ok(Self { number, link, ram, config, queue, counters, numbers, compressor, contents, gather })
+    pub(super) fn new(link: LinkWriter, ram: GuestRam, config: SendConfig, shared: Shared) -> Self {
+        Self { link, ram, config, shared, points: 0, gather: Gather::new() }
     }
 
-    /// Sends until told to end, and tells the queue if that was a failure, even a panic.
-    pub(super) fn run(mut self) {
-        let mut guard = Guard {
-            number: self.number,
-            queue: Arc::clone(&self.queue),
-            counters: Arc::clone(&self.counters),
-            outcome: Err(SendFailure::Panicked),
-        };
-        guard.outcome = self.send_all();
+    /// Sends until told to end, and tells the queue if that was a failure, even a panic. Packets are made by
+    /// `encoding`, or without it straight from guest RAM.
+    pub(super) fn run(mut self, encoding: Option<Encoding>) {
+        let mut guard = Guard { shared: self.shared.clone(), outcome: Err(SendFailure::Panicked) };
+        guard.outcome = self.send_init().and_then(|()| match encoding {
+            None => self.send_directly(),
+            Some(encoding) => self.send_encoded(encoding),
+        });
     }
 
-    fn send_all(&mut self) -> Result<(), SendFailure> {
-        self.send_init()?;
-        let mut points = 0;
-        let mut sent = None;
+    fn send_directly(&mut self) -> Result<(), SendFailure> {
+        let (mut batch, mut contents) = (SendBatch::new(BlockId(0)), Contents::default());
         loop {
-            match self.counters.waiting(|| self.queue.next(points, sent.take())) {
-                Job::Batch(batch) => {
-                    self.send_batch(&batch)?;
-                    sent = Some(batch);
+            match self.next_job(&mut batch) {
+                Job::Batch => {
+                    contents.sort(self.ram.block(batch.block), &batch, self.config.zero_detection);
+                    self.send_packet(&batch, &contents, &[], &contents.runs)?;
                 }
-                Job::Sync => {
-                    self.send_sync()?;
-                    points += 1;
-                    self.queue.synced();
+                other => {
+                    if self.obey(other)?.is_break() {
+                        return Ok(());
+                    }
                 }
-                Job::Close => {
-                    // The other side knows that it has everything, and may be gone.
-                    let _ = self.link.finish();
-                    return Ok(());
-                }
-                Job::Abort => return Ok(()),
             }
+        }
+    }
+
+    /// While a packet is written, the next ones are made.
+    fn send_encoded(&mut self, mut encoding: Encoding) -> Result<(), SendFailure> {
+        let mut ready: Option<Parcel> = None;
+        loop {
+            while encoding.room().is_some_and(|batch| self.shared.queue.try_next(batch)) {
+                self.start(&mut encoding);
+            }
+            if let Some(parcel) = ready.take() {
+                self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload, &[])?;
+                encoding.give_back(parcel);
+                continue;
+            }
+            match self.shared.counters().waiting_for_codec(|| encoding.oldest()) {
+                Some(Some(parcel)) => ready = Some(parcel),
+                // The worker has reported why.
+                Some(None) => return Ok(()),
+                // Nothing is under way, so what was taken before a synchronisation point is written.
+                None => match self.next_job(encoding.room().expect("nothing is under way")) {
+                    Job::Batch => self.start(&mut encoding),
+                    other => {
+                        if self.obey(other)?.is_break() {
+                            return Ok(());
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn start(&self, encoding: &mut Encoding) {
+        let shared = self.shared.clone();
+        encoding.start(move |failure| shared.fail(failure));
+    }
+
+    fn next_job(&self, batch: &mut SendBatch) -> Job {
+        self.shared.counters().waiting(|| self.shared.queue.next(self.points, batch))
+    }
+
+    /// Does what is no batch. `Break` if nothing comes after it.
+    fn obey(&mut self, job: Job) -> Result<ControlFlow<()>, SendFailure> {
+        match job {
+            Job::Batch => unreachable!("its packet is made elsewhere"),
+            Job::Sync => {
+                self.send_sync()?;
+                self.points += 1;
+                self.shared.queue.synced();
+                Ok(ControlFlow::Continue(()))
+            }
+            Job::Close => {
+                // The other side knows that it has everything, and may be gone.
+                let _ = self.link.finish();
+                Ok(ControlFlow::Break(()))
+            }
+            Job::Abort => Ok(ControlFlow::Break(())),
         }
     }
 
     fn send_init(&mut self) -> Result<(), SendFailure> {
         let mut packet = Vec::with_capacity(InitPacket::BYTES);
-        InitPacket { uuid: self.config.uuid, channel: self.number }.encode(&mut packet);
+        InitPacket { uuid: self.config.uuid, channel: self.shared.number }.encode(&mut packet);
         self.send_bytes(&packet)
     }
 
     fn send_sync(&mut self) -> Result<(), SendFailure> {
         let mut packet = Vec::with_capacity(PagesHeader::BYTES);
-        PagesPacket::encode_sync(self.next_number(), &mut packet);
+        PagesPacket::encode_sync(self.shared.next_packet_number(), &mut packet);
         self.send_bytes(&packet)?;
-        self.counters.count_packet(0, 0);
+        self.shared.counters().count_packet(0, 0);
         Ok(())
     }
 
     fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), SendFailure> {
-        self.counters.transferring(|| self.link.write_all(bytes))?;
-        self.counters.count_bytes(bytes.len());
+        let counters = self.shared.counters();
+        counters.transferring(|| self.link.write_all(bytes))?;
+        counters.count_bytes(bytes.len());
         Ok(())
     }
 
-    /// Header and pages with one call: from guest RAM as they lie there, or compressed.
-    fn send_batch(&mut self, batch: &SendBatch) -> Result<(), SendFailure> {
-        let packet_number = self.next_number();
+    /// Header, payload and the pages of `raw` with one call, the pages from guest RAM as they lie there.
+    fn send_packet(
+        &mut self,
+        batch: &SendBatch,
+        contents: &Contents,
+        payload: &[u8],
+        raw: &[PageRun],
+    ) -> Result<(), SendFailure> {
         let block = self.ram.block(batch.block);
-        let Contents { normal, zero, runs } = {
-            self.contents.sort(block, batch, self.config.zero_detection);
-            &self.contents
-        };
-        let payload = match &mut self.compressor {
-            Some(compressor) => Some(compressor.payload(block, runs)?),
-            None => None,
-        };
-        let pages_bytes = runs.iter().map(|run| run.bytes().0).sum::<u64>();
+        let raw_bytes = raw.iter().map(|run| run.bytes().0).sum::<u64>();
         let packet = PagesPacket {
             block: block.name(),
-            normal,
-            zero,
+            normal: &contents.normal,
+            zero: &contents.zero,
             compression: self.config.codec.compression(),
-            payload_bytes: payload.map_or(pages_bytes as u32, |payload| payload.len() as u32),
-            packet_number,
+            payload_bytes: payload.len() as u32 + raw_bytes as u32,
+            packet_number: self.shared.next_packet_number(),
         };
         let mut gather = std::mem::take(&mut self.gather).reset();
         gather.header(|out| packet.encode(out));
-        match payload {
-            Some(payload) => gather.bytes(payload),
-            None => runs.iter().for_each(|&run| gather.pages(block, run)),
-        }
+        gather.bytes(payload);
+        raw.iter().for_each(|&run| gather.pages(block, run));
         let bytes = gather.remaining().0 as usize;
-        self.counters.transferring(|| self.link.write_gather(&mut gather))?;
+        let counters = self.shared.counters();
+        counters.transferring(|| self.link.write_gather(&mut gather))?;
         self.gather = gather.reset();
-        self.counters.count_bytes(bytes);
-        self.counters.count_packet(normal.len(), zero.len());
+        counters.count_bytes(bytes);
+        counters.count_packet(contents.normal.len(), contents.zero.len());
         Ok(())
     }
+}
 
-    fn next_number(&self) -> u64 {
-        self.numbers.fetch_add(1, Ordering::Relaxed)
+impl Shared {
+    fn counters(&self) -> &ChannelCounters {
+        &self.counters[usize::from(self.number)]
+    }
+
+    fn next_packet_number(&self) -> u64 {
+        self.packet_numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends the migration, if nothing has before.
+    fn fail(&self, failure: SendFailure) {
+        let (channel, packet) = (self.number, self.counters().packets());
+        self.queue.fail(SendError { channel, packet, failure: Arc::new(failure) });
     }
 }
 
 /// Reports how a channel ended, from wherever it does.
 struct Guard {
-    number: u8,
-    queue: Arc<Queue>,
-    counters: Arc<ChannelCounters>,
+    shared: Shared,
     outcome: Result<(), SendFailure>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Err(failure) = std::mem::replace(&mut self.outcome, Ok(())) {
-            let packet = self.counters.packets();
-            self.queue.fail(SendError { channel: self.number, packet, failure: Arc::new(failure) });
+            self.shared.fail(failure);
         }
     }
 }

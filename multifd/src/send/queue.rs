@@ -2,6 +2,7 @@
 
 use super::SendBatch;
 use crate::error::SendError;
+use crate::statistics::QueueStatistics;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 
@@ -26,6 +27,8 @@ struct State {
     points: u64,
     /// Channels that have written their SYNC packet of the latest point.
     written: usize,
+    /// Most batches that ever waited.
+    depth_max: usize,
     end: Option<End>,
     failure: Option<SendError>,
 }
@@ -39,10 +42,10 @@ enum End {
 }
 
 /// What a channel has to do.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
-    /// Send these pages.
-    Batch(SendBatch),
+    /// Send the pages of the batch.
+    Batch,
     /// Send a SYNC packet, and say so.
     Sync,
     /// End the link.
@@ -69,6 +72,7 @@ impl Queue {
         let mut spare = state.spare.pop().unwrap_or_else(|| SendBatch::new(batch.block));
         spare.block = batch.block;
         state.batches.push_back(std::mem::replace(batch, spare));
+        state.depth_max = state.depth_max.max(state.batches.len());
         drop(state);
         self.work.notify_one();
         Ok(())
@@ -86,25 +90,21 @@ impl Queue {
         state.check()
     }
 
-    /// The next thing to do for a channel that has sent `points` SYNC packets, and is done with `sent`. Waits for
-    /// it.
+    /// The next thing to do for a channel that has sent `points` SYNC packets. Waits for it. If it is a batch, it
+    /// takes the place of `batch`, whose pages are sent.
     ///
     /// Batches come first. Nobody submits while a synchronisation point is waited for, so what the queue
     /// held when it was asked for is taken by then; a channel that still sends its part syncs after it.
-    pub(super) fn next(&self, points: u64, sent: Option<SendBatch>) -> Job {
+    pub(super) fn next(&self, points: u64, batch: &mut SendBatch) -> Job {
         let mut state = self.state.lock();
-        if let Some(mut batch) = sent {
-            batch.clear();
-            state.spare.push(batch);
-        }
         loop {
-            if state.failure.is_some() || state.end == Some(End::Abort) {
+            if state.is_over() {
                 return Job::Abort;
             }
-            if let Some(batch) = state.batches.pop_front() {
+            if state.take(batch) {
                 drop(state);
                 self.progress.notify_one();
-                return Job::Batch(batch);
+                return Job::Batch;
             }
             if points < state.points {
                 return Job::Sync;
@@ -114,6 +114,17 @@ impl Queue {
             }
             self.work.wait(&mut state);
         }
+    }
+
+    /// As [`Self::next`] if there is a batch now; otherwise leaves `batch` alone and says `false`.
+    pub(super) fn try_next(&self, batch: &mut SendBatch) -> bool {
+        let mut state = self.state.lock();
+        let taken = !state.is_over() && state.take(batch);
+        drop(state);
+        if taken {
+            self.progress.notify_one();
+        }
+        taken
     }
 
     /// A channel has written its SYNC packet of the latest point.
@@ -147,8 +158,9 @@ impl Queue {
         self.end(End::Abort);
     }
 
-    pub(super) fn depth(&self) -> usize {
-        self.state.lock().batches.len()
+    pub(super) fn statistics(&self) -> QueueStatistics {
+        let state = self.state.lock();
+        QueueStatistics { depth: state.batches.len(), depth_max: state.depth_max, capacity: self.capacity }
     }
 
     fn end(&self, end: End) {
@@ -160,5 +172,18 @@ impl Queue {
 impl State {
     fn check(&self) -> Result<(), SendError> {
         self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn is_over(&self) -> bool {
+        self.failure.is_some() || self.end == Some(End::Abort)
+    }
+
+    /// Puts the first batch in the place of `batch`, which becomes a spare one.
+    fn take(&mut self, batch: &mut SendBatch) -> bool {
+        let Some(next) = self.batches.pop_front() else { return false };
+        let mut spare = std::mem::replace(batch, next);
+        spare.clear();
+        self.spare.push(spare);
+        true
     }
 }

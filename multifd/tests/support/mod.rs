@@ -1,7 +1,9 @@
 //! Guests, links and packets for the tests of this crate.
 #![allow(dead_code, reason = "every test file uses its part")]
 
-use limosa_multifd::{PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendBatch};
+use limosa_multifd::{
+    PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendBatch, SendChannels, SendConfig,
+};
 use limosa_pages::{
     BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageIndex, PageRun,
     PageScheduler,
@@ -178,6 +180,55 @@ impl Receiver {
             thread::yield_now();
         }
     }
+}
+
+/// Two pools that are connected.
+pub(crate) struct Pools {
+    pub(crate) send: SendChannels,
+    pub(crate) receive: ReceiveChannels,
+    pub(crate) sink: Arc<RamSink>,
+}
+
+pub(crate) fn pools(wire: Wire, count: usize, ram: &GuestRam, config: SendConfig) -> Pools {
+    let (near, far): (Vec<Link>, Vec<Link>) = (0..count).map(|_| connected(wire)).unzip();
+    let sink = Arc::new(RamSink::new(empty_ram()));
+    let links = far.into_iter().map(|link| ReceiveLink::new(link.split().0)).collect();
+    let receiving = ReceiveConfig {
+        compression: config.codec.compression(),
+        codec_workers: config.codec_workers,
+        ..ReceiveConfig::default()
+    };
+    let as_sink: Arc<dyn PageSink> = Arc::clone(&sink) as _;
+    let receive = ReceiveChannels::new(links, as_sink, receiving).expect("threads");
+    let links = near.into_iter().map(|link| link.split().1).collect();
+    let send = SendChannels::new(links, ram.clone(), config).expect("threads");
+    Pools { send, receive, sink }
+}
+
+impl Pools {
+    /// A synchronisation point on both sides, as SYNC packets and FLUSH make it.
+    pub(crate) fn sync(&mut self) {
+        self.send.sync().expect("every channel lives");
+        self.receive.wait_sync().expect("every channel lives");
+    }
+
+    pub(crate) fn submit_all(&mut self, batches: Vec<SendBatch>) {
+        for mut batch in batches {
+            self.send.submit(&mut batch).expect("every channel lives");
+            assert_eq!(batch.pages(), PageCount(0), "an empty batch comes back");
+        }
+    }
+}
+
+/// A channel into `sink` that has passed its first point.
+pub(crate) fn channel_into(sink: Arc<dyn PageSink>, compression: Compression) -> (ReceiveChannels, Link) {
+    let (mut peer, ours) = connected(Wire::SocketPair);
+    let config = ReceiveConfig { compression, ..ReceiveConfig::default() };
+    let receive =
+        ReceiveChannels::new(vec![ReceiveLink::new(ours.split().0)], sink, config).expect("a thread");
+    peer.write_all(&[init_packet(0), sync_packet()].concat()).expect("read");
+    receive.wait_sync().expect("a proper opening");
+    (receive, peer)
 }
 
 pub(crate) fn init_packet(channel: u8) -> Vec<u8> {

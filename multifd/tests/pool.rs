@@ -1,0 +1,170 @@
+//! The codec pool under the channels.
+
+mod support;
+
+use limosa_compress::PacketEncoder;
+use limosa_multifd::{Codec, PageSink, PlaceError, ReceiveFailure, SendChannels, SendConfig, ZeroDetection};
+use limosa_pages::{BlockId, BlockName, PageCount, PageRun};
+use limosa_ram::{GuestRam, RamBlock};
+use limosa_transport::Link;
+use limosa_wire::multifd::{Compression, InitPacket, PagesHeader};
+use std::any::Any;
+use std::num::NonZeroU8;
+use std::sync::{Arc, Mutex, mpsc};
+use support::*;
+
+const CODECS: [Codec; 2] = [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }];
+
+fn with_workers(codec: Codec, workers: u8) -> SendConfig {
+    SendConfig { codec, codec_workers: NonZeroU8::new(workers), ..SendConfig::default() }
+}
+
+#[test]
+fn every_number_of_workers_and_channels_moves_a_guest_whole() {
+    for codec in CODECS {
+        for workers in [1, 2, 4] {
+            for channels in [1, 2, 8] {
+                let what = format!("{codec:?}, {workers} workers, {channels} channels");
+                let ram = guest();
+                let mut pools = pools(Wire::Tcp, channels, &ram, with_workers(codec, workers));
+                pools.sync();
+                for _ in 0..2 {
+                    pools.submit_all(all_batches(&ram));
+                    pools.sync();
+                    assert_same(&ram, pools.sink.ram(), &what);
+                }
+                assert_counted(&pools, usize::from(workers), &what);
+            }
+        }
+    }
+}
+
+/// What one end made is what the other took apart.
+fn assert_counted(pools: &Pools, workers: usize, what: &str) {
+    let made = pools.send.pool_statistics().expect("a codec");
+    let taken = pools.receive.pool_statistics().expect("a codec");
+    assert_eq!((made.workers, taken.workers), (workers, workers), "{what}");
+    assert_eq!(made.packets, taken.packets, "{what}");
+    assert_eq!((made.bytes_in, made.bytes_out), (taken.bytes_out, taken.bytes_in), "{what}");
+    let channels = pools.send.statistics();
+    let normal: PageCount = channels.iter().map(|channel| channel.normal).sum();
+    assert_eq!(made.bytes_in, normal.bytes(), "{what}");
+    assert!(!made.busy.is_zero() && !taken.busy.is_zero(), "{what}");
+    let queue = pools.send.queue_statistics();
+    assert_eq!(queue.depth, 0, "{what}");
+    assert!((1..=queue.capacity).contains(&queue.depth_max), "{what}: {queue:?}");
+}
+
+#[test]
+fn without_a_codec_there_is_no_pool() {
+    let pools = pools(Wire::SocketPair, 1, &guest(), SendConfig::default());
+    assert_eq!((pools.send.pool_statistics(), pools.receive.pool_statistics()), (None, None));
+}
+
+/// Stops at each page until it is told to go on, and panics if nobody will.
+struct GatedSink {
+    ram: GuestRam,
+    arrived: Mutex<mpsc::Sender<()>>,
+    gate: Mutex<mpsc::Receiver<()>>,
+}
+
+impl PageSink for GatedSink {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn place(&self, _: BlockId, _: PageRun) -> Result<(), PlaceError> {
+        self.arrived.lock().expect("no panic").send(()).expect("the test listens");
+        self.gate.lock().expect("no panic").recv().expect("a bug in a sink");
+        Ok(())
+    }
+
+    fn zero(&self, _: BlockId, _: PageRun) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// A sink, what tells that a worker is at a page, and what lets it go on.
+fn gated() -> (Arc<GatedSink>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((arrivals, arrived), (open, gate)) = (mpsc::channel(), mpsc::channel());
+    let sink = GatedSink { ram: empty_ram(), arrived: Mutex::new(arrivals), gate: Mutex::new(gate) };
+    (Arc::new(sink), arrived, open)
+}
+
+/// A packet of one page.
+fn compressed_page() -> Vec<u8> {
+    let mut payload = Vec::new();
+    PacketEncoder::zlib(1).encode(&noise(1), &mut payload).expect("fits");
+    pages_packet(&[0], &[], Compression::Zlib, &payload)
+}
+
+#[test]
+fn a_synchronisation_point_waits_for_what_is_on_the_pool() {
+    let (sink, arrived, open) = gated();
+    let (receive, mut peer) = channel_into(sink, Compression::Zlib);
+    peer.write_all(&[compressed_page(), sync_packet()].concat()).expect("read");
+    arrived.recv().expect("the worker is at the page");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| receive.wait_sync());
+        while peer.queued_bytes() > 0 {
+            std::thread::yield_now();
+        }
+        assert!(!waiting.is_finished(), "the channel has read the point, but the page is not in place");
+        // The opening, and the packet of the page.
+        assert!(receive.statistics()[0].packets <= 2);
+        open.send(()).expect("the worker waits");
+        waiting.join().expect("no panic").expect("a proper packet");
+    });
+}
+
+#[test]
+fn a_worker_that_panics_fails_the_channel_while_its_link_is_silent() {
+    let (sink, _arrived, open) = gated();
+    drop(open);
+    let (receive, mut peer) = channel_into(sink, Compression::Zlib);
+    peer.write_all(&compressed_page()).expect("read");
+    let error = receive.wait_sync().expect_err("a panic");
+    assert!(matches!(&*error.failure, ReceiveFailure::WorkerPanicked), "{:?}", error.failure);
+    assert_eq!((error.connection.channel, error.packet), (Some(0), 1));
+    assert!(matches!(peer.read_some(&mut [0]), Ok(0) | Err(_)), "the source hears of it");
+}
+
+#[test]
+fn packets_are_made_while_one_is_being_written() {
+    let ram = guest();
+    let (near, mut far) = Link::pair().expect("a pair");
+    let config =
+        SendConfig { zero_detection: ZeroDetection::None, ..with_workers(Codec::Zlib { level: 0 }, 1) };
+    let mut send = SendChannels::new(vec![near.split().1], ram, config).expect("threads");
+    send.sync().expect("fits into the socket");
+    // Level 0 stores: a packet is larger than what a socket pair takes unread, so the first is never written.
+    for index in 0..4 {
+        send.submit(&mut batch_of(index * 128, 128)).expect("there is room in the queue and the channel");
+    }
+    while send.pool_statistics().expect("a codec").packets < 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(send.statistics()[0].normal, PageCount(0), "still inside its first packet");
+    far.read_exact(&mut [0; InitPacket::BYTES + PagesHeader::BYTES]).expect("sent before");
+    drop(far);
+    assert_eq!(send.sync().expect_err("its link is gone").channel, 0);
+}
+
+#[test]
+fn dropping_the_sender_leaves_nobody_at_work_on_guest_memory() {
+    for codec in CODECS {
+        let owner: Arc<dyn Any + Send + Sync> = Arc::new(());
+        let name = BlockName::new("pc.ram").expect("a name");
+        let block = RamBlock::memfd(name, bytes_of(2048)).expect("memory").kept_alive_by(Arc::clone(&owner));
+        let ram = GuestRam::new(vec![block]).expect("one name");
+        let (near, _far) = Link::pair().expect("a pair");
+        let config = SendConfig { zero_detection: ZeroDetection::None, ..with_workers(codec, 2) };
+        let mut send = SendChannels::new(vec![near.split().1], ram, config).expect("threads");
+        send.sync().expect("fits into the socket");
+        for index in 0..3 {
+            send.submit(&mut batch_of(index * 128, 128)).expect("the queue has room");
+        }
+        drop(send);
+        assert_eq!(Arc::strong_count(&owner), 1, "{codec:?}");
+    }
+}
