@@ -180,6 +180,13 @@ pub(crate) fn for_each_data_page(backing: &Backing, run: PageRun, mut visit: imp
     }
 }
 
+/// Whether the file knows of data in `run`. Memory without a file has none: what was given back is gone.
+pub(crate) fn has_data(backing: &Backing, run: PageRun) -> bool {
+    let Backing::SharedFile { file, offset } = backing else { return false };
+    let found = lseek(file, (offset + run.byte_offset()) as i64, Whence::SeekData);
+    found.is_ok_and(|data| (data as u64) < offset + run.end().byte_offset())
+}
+
 /// Calls `visit` for every extent of data of `file` inside `run`, in order, widened to whole pages.
 fn each_extent(
     file: BorrowedFd<'_>,

@@ -6,7 +6,7 @@
 
 use crate::block::RamBlock;
 use crate::guest_ram::GuestRam;
-use crate::populated::Populated;
+use crate::populated::{self, Populated};
 use limosa_pages::{BlockId, DirtyBitmap, PageCount, PageIndex, PageRun, PageSize};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,13 +26,15 @@ const GUESS_FROM: u64 = 16;
 ///
 /// Which regions, the source says ([`Self::expect`]). Where it does not, this is a guess: regions whose first pages are
 /// content. A region that turns out to have been guessed wrong gives back what got no content, as soon as each of its
-/// pages was heard of once.
+/// pages was heard of once, or in [`Self::give_back_rest`] at the latest.
 ///
 /// Any number of threads may use it at once, each for pages of its own. A region is allocated once; whoever has content
 /// for it waits for that instead of faulting in its pages one by one.
 pub struct Preallocation {
     ram: GuestRam,
     blocks: Vec<Regions>,
+    /// What should be given back, and the kernel has kept.
+    kept: Mutex<Vec<(BlockId, PageRun)>>,
 }
 
 /// The regions of one block.
@@ -74,7 +76,7 @@ impl Preallocation {
     pub fn new(ram: GuestRam, populated: &[Populated]) -> Self {
         assert_eq!(populated.len(), ram.layout().iter().count());
         let blocks = ram.iter().zip(populated).map(|((_, block), populated)| Regions::new(block, populated));
-        Self { blocks: blocks.collect(), ram }
+        Self { blocks: blocks.collect(), ram, kept: Mutex::default() }
     }
 
     /// The source has memory for `populated` pages of the region of `block` that begins at page `start`.
@@ -107,7 +109,8 @@ impl Preallocation {
         for part in parts(run) {
             let region = &regions.regions[(part.start.0 / REGION.0) as usize];
             if !region.settled.load(Ordering::Acquire) {
-                region.before_content(self.ram.block(block), part, &regions.content);
+                let kept = region.before_content(self.ram.block(block), part, &regions.content);
+                self.keep(block, kept);
             }
         }
     }
@@ -122,8 +125,24 @@ impl Preallocation {
         for part in parts(run) {
             let region = &regions.regions[(part.start.0 / REGION.0) as usize];
             if !region.settled.load(Ordering::Acquire) {
-                region.zero(self.ram.block(block), part, &regions.content);
+                let kept = region.zero(self.ram.block(block), part, &regions.content);
+                self.keep(block, kept);
             }
+        }
+    }
+
+    /// Gives back what could not be given back in time. To be called when nobody receives any more, and the guest does
+    /// not run yet. Cost: nothing, unless a guess was wrong, and its region in use by another reader at that moment.
+    pub fn give_back_rest(&self) {
+        for (block, run) in self.kept.lock().drain(..) {
+            // If the kernel refuses, the guest has more memory than it needs, and all that it should have.
+            let _ = give_back(self.ram.block(block), run);
+        }
+    }
+
+    fn keep(&self, block: BlockId, runs: Vec<PageRun>) {
+        if !runs.is_empty() {
+            self.kept.lock().extend(runs.into_iter().map(|run| (block, run)));
         }
     }
 }
@@ -156,14 +175,17 @@ impl Region {
     }
 
     /// The lock is held while memory is allocated: another reader with content for the region waits here.
+    ///
+    /// Returns what should be given back and could not.
     #[cold]
-    fn before_content(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
+    fn before_content(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) -> Vec<PageRun> {
         let mut plan = self.plan.lock();
         match &mut *plan {
-            Plan::Settled => {}
+            Plan::Settled => Vec::new(),
             Plan::Whole => {
                 allocate(block, part);
                 self.settle(&mut plan);
+                Vec::new()
             }
             Plan::Guess(guess) => {
                 guess.content += content.mark(part).0;
@@ -171,44 +193,62 @@ impl Region {
                     allocate(block, part);
                     guess.allocated = true;
                 }
-                self.end_guess_if_complete(&mut plan, block, part, content);
+                self.end_guess_if_complete(&mut plan, block, part, content)
             }
         }
     }
 
+    /// Returns what should be given back and could not.
     #[cold]
-    fn zero(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
+    fn zero(&self, block: &RamBlock, part: PageRun, content: &DirtyBitmap) -> Vec<PageRun> {
         let mut plan = self.plan.lock();
-        if let Plan::Guess(guess) = &mut *plan {
-            guess.zero += part.count.0;
-            self.end_guess_if_complete(&mut plan, block, part, content);
-        }
+        let Plan::Guess(guess) = &mut *plan else { return Vec::new() };
+        guess.zero += part.count.0;
+        self.end_guess_if_complete(&mut plan, block, part, content)
     }
 
     /// When every page has come once, a region that was guessed wrong gives back the pages that came as zero.
     ///
     /// They are nobody's at this moment: a page that comes again, with content, does so behind a synchronisation point
     /// that its reader and this one must both have passed.
-    fn end_guess_if_complete(&self, plan: &mut Plan, block: &RamBlock, part: PageRun, content: &DirtyBitmap) {
-        let Plan::Guess(guess) = plan else { return };
+    fn end_guess_if_complete(
+        &self,
+        plan: &mut Plan,
+        block: &RamBlock,
+        part: PageRun,
+        content: &DirtyBitmap,
+    ) -> Vec<PageRun> {
+        let Plan::Guess(guess) = plan else { return Vec::new() };
         let run = region_run(block, part.start);
         if guess.content + guess.zero < run.count.0 {
-            return;
+            return Vec::new();
         }
-        if guess.allocated && guess.content * 50 < run.count.0 * WHOLE_OF_50 {
-            let mut at = run.start;
-            while at < run.end() {
-                let empty = (at.0..run.end().0).take_while(|&page| !content.is_owed(PageIndex(page))).count();
-                let empty = PageRun::new(at, PageCount(empty as u64));
-                if !empty.is_empty() {
-                    // If the kernel refuses, the guest has more memory than it needs, and all that it should have.
-                    let _ = block.punch(empty);
-                }
-                at = empty.end() + PageCount(1);
-            }
-        }
+        let wrong = guess.allocated && guess.content * 50 < run.count.0 * WHOLE_OF_50;
         self.settle(plan);
+        if !wrong {
+            return Vec::new();
+        }
+        without_content(run, content).filter(|&empty| !give_back(block, empty)).collect()
     }
+}
+
+/// The pages of `run` that got no content.
+fn without_content(run: PageRun, content: &DirtyBitmap) -> impl Iterator<Item = PageRun> {
+    let has_content = |page: u64| content.is_owed(PageIndex(page));
+    let mut at = run.start.0;
+    std::iter::from_fn(move || {
+        let start = (at..run.end().0).find(|&page| !has_content(page))?;
+        at = (start..run.end().0).find(|&page| has_content(page)).unwrap_or(run.end().0);
+        Some(PageRun::new(PageIndex(start), PageCount(at - start)))
+    })
+}
+
+/// Gives memory back, and says whether the kernel took it.
+///
+/// Part of a huge page cannot be had while the page is in use, in a page fault of another reader for example. The kernel
+/// does not say so: it makes the pages zero and keeps them.
+fn give_back(block: &RamBlock, run: PageRun) -> bool {
+    block.punch(run).is_ok() && !populated::has_data(block.backing(), run)
 }
 
 /// Gives memory to the region of `part`.

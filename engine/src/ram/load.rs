@@ -136,6 +136,7 @@ impl RamLoad {
             add(&self.counters.normal, statistics.iter().map(|channel| channel.normal.0).sum());
             add(&self.counters.zero, statistics.iter().map(|channel| channel.zero.0).sum());
         }
+        self.sink.preallocation().give_back_rest();
         Ok(())
     }
 
