@@ -52,13 +52,17 @@ pub struct Loss {
     pub reason: LossReason,
 }
 
-/// The directions of a precopy connection.
+/// The directions of a connection, and what stands beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkRole {
     /// Source to destination: the stream itself.
     Main,
     /// Destination to source.
     ReturnPath,
+    /// Source to destination: pages that were asked for.
+    Preempt,
+    /// A multifd channel, by its number.
+    Channel(u16),
 }
 
 /// How a link ended.
@@ -76,10 +80,12 @@ pub enum LossReason {
 
 impl fmt::Display for LinkRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Main => "main link",
-            Self::ReturnPath => "return path",
-        })
+        match self {
+            Self::Main => f.write_str("main link"),
+            Self::ReturnPath => f.write_str("return path"),
+            Self::Preempt => f.write_str("preempt channel"),
+            Self::Channel(number) => write!(f, "multifd channel {number}"),
+        }
     }
 }
 

@@ -23,7 +23,7 @@
 //! sight.
 //!
 //! **Deliberately absent:** sockets, clocks (time is an argument), threads, guest memory, logging, the order of
-//! sections inside a step (the savevm list has it), postcopy.
+//! sections inside a step (the savevm list has it), what becomes of a page that was asked for (the urgent path has it).
 #![forbid(unsafe_code)]
 
 mod bandwidth;
@@ -38,19 +38,19 @@ mod units;
 
 pub use bandwidth::{BandwidthEstimate, BandwidthSample, SAMPLE_BYTES_MIN};
 pub use convergence::{
-    Convergence, ConvergenceConfig, DOWNTIME_LIMIT_DEFAULT, GAIN_MIN, GAIN_PART, POLISH_PART,
-    POLISH_ROUNDS_MAX, POLISH_TIME_MIN, Rest, RoundSample, Verdict,
+    AUTO_ROUNDS_MIN, AutoPostcopy, Convergence, ConvergenceConfig, DOWNTIME_LIMIT_DEFAULT, GAIN_MIN,
+    GAIN_PART, POLISH_PART, POLISH_ROUNDS_MAX, POLISH_TIME_MIN, Rest, RoundSample, Verdict,
 };
 pub use destination::{
     Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent,
-    DestinationFailure, DestinationOutcome, EntryIndex, SECTIONS_MAX, SectionKind,
+    DestinationFailure, DestinationOutcome, EntryIndex, PostcopyStream, SECTIONS_MAX, SectionKind,
 };
 pub use error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
 pub use ping::{PingPurpose, ROUNDS_MAX};
 pub use source::{
-    EMPTY_SLICES_MAX, ParameterChange, Pending, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX, Source, SourceAction,
-    SourceConfig, SourceCounters, SourceEnding, SourceEvent, SourceFailure, SourceOutcome, SourceStep,
-    SourceTimeouts, Timeline, Wait,
+    EMPTY_SLICES_MAX, OperatorWord, ParameterChange, Pending, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX, Source,
+    SourceAction, SourceConfig, SourceCounters, SourceEnding, SourceEvent, SourceFailure, SourceOutcome,
+    SourcePostcopy, SourceStep, SourceTimeouts, Timeline, Wait,
 };
 pub use status::{GuestFate, MigrationStatus};
 pub use token_bucket::{BURST, SLICE_WORTH_SENDING, TokenBucket};

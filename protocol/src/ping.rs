@@ -9,9 +9,12 @@ use std::fmt;
 /// at a round per millisecond that is three days.
 pub const ROUNDS_MAX: u32 = 0x0fff_ffff;
 
-// QEMU uses 1 to 4 and 0x42, and 0x4c49_4d31 asks for our extensions: all outside of these.
+// QEMU uses 1 to 4 and 0x42, and 0x4c49_4d31 asks for our extensions: all outside of these but 3, which we use for what QEMU
+// uses it for.
+const PACKAGE: u32 = 3;
 const SETUP: u32 = 0x4c00_0001;
 const SWITCHOVER: u32 = 0x4c00_0002;
+const POSTCOPY_END: u32 = 0x4c00_0003;
 const ROUND_BASE: u32 = 0x5000_0000;
 
 /// What a PING asks. Zero is nobody's value (I9), so a defaulted answer satisfies no wait.
@@ -25,6 +28,10 @@ pub enum PingPurpose {
     Round(u32),
     /// Have you loaded every device?
     Switchover,
+    /// Have you loaded every device of the package? It stands inside of it, with the value that QEMU uses there.
+    Package,
+    /// Have you processed all pages of postcopy?
+    PostcopyEnd,
 }
 
 /// What a PONG turned out to be.
@@ -45,6 +52,8 @@ pub(crate) struct PingLedger {
     setup: bool,
     last_round: u32,
     switchover: bool,
+    package: bool,
+    postcopy_end: bool,
     awaited: Option<PingPurpose>,
 }
 
@@ -62,6 +71,8 @@ impl PingPurpose {
                 ROUND_BASE + number
             }
             Self::Switchover => SWITCHOVER,
+            Self::Package => PACKAGE,
+            Self::PostcopyEnd => POSTCOPY_END,
         }
     }
 
@@ -71,6 +82,8 @@ impl PingPurpose {
             1 => Some(Self::Open),
             SETUP => Some(Self::Setup),
             SWITCHOVER => Some(Self::Switchover),
+            PACKAGE => Some(Self::Package),
+            POSTCOPY_END => Some(Self::PostcopyEnd),
             _ => match value.checked_sub(ROUND_BASE)? {
                 number @ 1..=ROUNDS_MAX => Some(Self::Round(number)),
                 _ => None,
@@ -86,6 +99,8 @@ impl fmt::Display for PingPurpose {
             Self::Setup => f.write_str("setup"),
             Self::Round(number) => write!(f, "round {number}"),
             Self::Switchover => f.write_str("switchover"),
+            Self::Package => f.write_str("package"),
+            Self::PostcopyEnd => f.write_str("end of postcopy"),
         }
     }
 }
@@ -98,6 +113,8 @@ impl PingLedger {
             PingPurpose::Setup => self.setup = true,
             PingPurpose::Round(number) => self.last_round = number,
             PingPurpose::Switchover => self.switchover = true,
+            PingPurpose::Package => self.package = true,
+            PingPurpose::PostcopyEnd => self.postcopy_end = true,
         }
     }
 
@@ -106,6 +123,11 @@ impl PingLedger {
         assert!(self.awaited.is_none(), "waits for {:?} already", self.awaited);
         self.ask(purpose);
         self.awaited = Some(purpose);
+    }
+
+    /// The connection is gone, and with it every answer that was on its way (I8).
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
     }
 
     /// Judges an answer. The awaited one is waited for no more.
@@ -120,6 +142,8 @@ impl PingLedger {
             PingPurpose::Setup => self.setup,
             PingPurpose::Round(number) => number <= self.last_round,
             PingPurpose::Switchover => self.switchover,
+            PingPurpose::Package => self.package,
+            PingPurpose::PostcopyEnd => self.postcopy_end,
         };
         if asked { Pong::Earlier } else { Pong::Unasked }
     }
@@ -135,6 +159,8 @@ mod tests {
             PingPurpose::Open,
             PingPurpose::Setup,
             PingPurpose::Switchover,
+            PingPurpose::Package,
+            PingPurpose::PostcopyEnd,
             PingPurpose::Round(1),
             PingPurpose::Round(ROUNDS_MAX),
         ];
@@ -142,7 +168,7 @@ mod tests {
             assert_eq!(PingPurpose::from_value(purpose.value()), Some(purpose));
         }
         // Nothing, QEMU's other pings, our request for extensions, a round zero.
-        for value in [0, 2, 3, 4, 0x42, 0x4c49_4d31, ROUND_BASE] {
+        for value in [0, 2, 4, 0x42, 0x4c49_4d31, ROUND_BASE] {
             assert_eq!(PingPurpose::from_value(value), None, "{value:#x}");
         }
     }

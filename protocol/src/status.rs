@@ -15,6 +15,14 @@ pub enum MigrationStatus {
     PreSwitchover,
     /// The guest is stopped on the source; the rest of its state moves.
     Device,
+    /// The guest is the destination's, and the rest of its memory follows.
+    PostcopyActive,
+    /// The connection was lost before the rest had followed; it can be taken up again.
+    PostcopyPaused,
+    /// The connection is being made anew.
+    PostcopyRecoverSetup,
+    /// It is there again; the two sides find out what is missing.
+    PostcopyRecover,
     /// The guest is the destination's.
     Completed,
     /// It did not happen; the outcome says where the guest is.
@@ -34,6 +42,10 @@ impl MigrationStatus {
             Self::Active => "active",
             Self::PreSwitchover => "pre-switchover",
             Self::Device => "device",
+            Self::PostcopyActive => "postcopy-active",
+            Self::PostcopyPaused => "postcopy-paused",
+            Self::PostcopyRecoverSetup => "postcopy-recover-setup",
+            Self::PostcopyRecover => "postcopy-recover",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelling => "cancelling",
@@ -58,6 +70,10 @@ pub enum GuestFate {
     /// Stopped on the source, and the destination may run it. Only the peer, or someone who has looked
     /// there, can end the doubt.
     InDoubt,
+    /// The destination runs it on the pages that it has; the rest stayed on the source, which has given up sending it.
+    Paused,
+    /// The destination has run it and has given it up with pages missing. Nobody has all of it.
+    Lost,
 }
 
 impl fmt::Display for GuestFate {
@@ -66,6 +82,8 @@ impl fmt::Display for GuestFate {
             Self::OnSource => "on the source",
             Self::OnDestination => "on the destination",
             Self::InDoubt => "stopped on the source, possibly running on the destination",
+            Self::Paused => "on the destination, without all of its memory",
+            Self::Lost => "lost",
         })
     }
 }

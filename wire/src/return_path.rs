@@ -18,6 +18,8 @@ const REQUEST_PAGES: u16 = 4;
 const RECV_BITMAP: u16 = 5;
 const RESUME_ACK: u16 = 6;
 const SWITCHOVER_ACK: u16 = 7;
+const RUNNING: u16 = 0x4c02;
+const NEVER_RAN: u16 = 0x4c03;
 
 const BITMAP_END_MARK: u64 = 0x0123_4567_89ab_cdef;
 const RESUME_ACK_VALUE: u32 = 1;
@@ -45,6 +47,10 @@ pub enum ReturnMessage {
     ResumeAck,
     /// The destination is ready for the switchover.
     SwitchoverAck,
+    /// The guest runs on the destination (wire 14.2).
+    Running,
+    /// The guest never ran on the destination and never will (wire 14.2).
+    NeverRan,
 }
 
 /// A stretch of a block that a vCPU waits for, in bytes, both multiples of 4 KiB.
@@ -102,7 +108,7 @@ impl ReturnDecoder {
         let kind = cursor.u16()?;
         let length_at = cursor.at();
         let length = cursor.u16()?;
-        if !(SHUT..=SWITCHOVER_ACK).contains(&kind) {
+        if !matches!(kind, SHUT..=SWITCHOVER_ACK | RUNNING | NEVER_RAN) {
             return Err(WireError::Unknown { at, field: Field::ReturnType, got: u64::from(kind) }.into());
         }
         let limit = u64::from(MAX_RETURN_PAYLOAD_BYTES);
@@ -134,6 +140,8 @@ impl ReturnDecoder {
                 cursor.expect_u32(Field::ResumeAckValue, RESUME_ACK_VALUE)?;
                 Ok(ReturnMessage::ResumeAck)
             }
+            RUNNING => fixed(0).map(|()| ReturnMessage::Running),
+            NEVER_RAN => fixed(0).map(|()| ReturnMessage::NeverRan),
             _ => fixed(0).map(|()| ReturnMessage::SwitchoverAck),
         }
     }
@@ -179,6 +187,8 @@ impl ReturnMessage {
             }
             Self::ResumeAck => word(RESUME_ACK, RESUME_ACK_VALUE, out),
             Self::SwitchoverAck => head(SWITCHOVER_ACK, 0, out),
+            Self::Running => head(RUNNING, 0, out),
+            Self::NeverRan => head(NEVER_RAN, 0, out),
         }
     }
 }

@@ -115,6 +115,8 @@ fn return_messages_are_as_qemu_writes_them() {
         (ReturnMessage::Pong(1), "0002 0004 00000001"),
         (ReturnMessage::Shut(0), "0001 0004 00000000"),
         (ReturnMessage::SwitchoverAck, "0007 0000"),
+        (ReturnMessage::Running, "4c02 0000"),
+        (ReturnMessage::NeverRan, "4c03 0000"),
         (
             ReturnMessage::RequestPages { block: Some(block.clone()), pages: pages(0x13000) },
             "0003 0014 0000000000013000 00001000 07 70632e62696f73",

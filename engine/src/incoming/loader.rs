@@ -273,6 +273,13 @@ impl Running {
                     self.machine.handle(event);
                 }
                 DestinationAction::Finish => self.note_place(),
+                DestinationAction::PreparePostcopy
+                | DestinationAction::Discard { .. }
+                | DestinationAction::Listen
+                | DestinationAction::AwaitPages
+                | DestinationAction::Pause
+                | DestinationAction::SendBitmap { .. }
+                | DestinationAction::ResumeFaults => unreachable!("postcopy is not enabled"),
             }
         }
         self.loader.shared.view.lock().statistics.received = ByteCount(self.input.offset());

@@ -132,6 +132,7 @@ impl Coordinator {
             convergence: ConvergenceConfig {
                 downtime_limit: parameters.downtime_limit,
                 switchover_bandwidth: parameters.switchover_bandwidth.map(rate),
+                ..ConvergenceConfig::default()
             },
             max_bandwidth: parameters.max_bandwidth.map(rate),
             ..SourceConfig::default()
@@ -273,6 +274,7 @@ impl Running {
                 downtime_limit: Some(parameters.downtime_limit),
                 max_bandwidth: Some(parameters.max_bandwidth.map(rate)),
                 switchover_bandwidth: Some(parameters.switchover_bandwidth.map(rate)),
+                ..ParameterChange::default()
             })),
         }
     }

@@ -136,6 +136,17 @@ impl Steps {
                 return Ok(None);
             }
             SourceAction::Finish => return Ok(None),
+            SourceAction::OpenPreempt
+            | SourceAction::CompleteForPostcopy
+            | SourceAction::SendDiscards
+            | SourceAction::PackageDevices { .. }
+            | SourceAction::SendPackage
+            | SourceAction::Push { .. }
+            | SourceAction::DrainUrgent
+            | SourceAction::CompletePostcopy
+            | SourceAction::Pause
+            | SourceAction::Reconnect
+            | SourceAction::FetchBitmaps => unreachable!("postcopy is not enabled"),
         }))
     }
 

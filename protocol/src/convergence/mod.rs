@@ -27,6 +27,10 @@ pub const POLISH_PART: u32 = 4;
 /// But a second is always worth it: short migrations have small totals and the same downtime.
 pub const POLISH_TIME_MIN: Duration = Duration::from_secs(1);
 
+/// Rounds before a rest can be called stalled: the first carries all of RAM, and the rest after it says what the guest dirties
+/// in that time; a second one shows whether that shrinks.
+pub const AUTO_ROUNDS_MIN: u32 = 2;
+
 /// What the user wants of the switchover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvergenceConfig {
@@ -34,6 +38,17 @@ pub struct ConvergenceConfig {
     pub downtime_limit: Duration,
     /// The rate to assume for the switchover, in place of the measured one.
     pub switchover_bandwidth: Option<BytesPerSecond>,
+    /// Go over to postcopy without being told to; `None` waits for the user's word.
+    pub auto_postcopy: Option<AutoPostcopy>,
+}
+
+/// When to go over to postcopy: when another round would no longer shorten the rest, or at a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AutoPostcopy {
+    /// After so many rounds.
+    pub rounds_max: Option<u32>,
+    /// After so long, also in the middle of a round.
+    pub time_max: Option<Duration>,
 }
 
 /// What one finished round was like.
@@ -65,6 +80,8 @@ pub enum Verdict {
     Wait,
     /// Stop the guest.
     Switchover,
+    /// Go over to postcopy: the rest does not fit, and another round would not change that.
+    Postcopy,
 }
 
 /// Decides after every sync. Pure arithmetic over what the source has measured.
@@ -77,13 +94,15 @@ pub struct Convergence {
     sync: Duration,
     last_round: Option<Duration>,
     last_downtime: Option<Duration>,
+    last_owed: Option<ByteCount>,
+    rounds: u32,
     polish_rounds: u32,
     polish_time: Duration,
 }
 
 impl Default for ConvergenceConfig {
     fn default() -> Self {
-        Self { downtime_limit: DOWNTIME_LIMIT_DEFAULT, switchover_bandwidth: None }
+        Self { downtime_limit: DOWNTIME_LIMIT_DEFAULT, switchover_bandwidth: None, auto_postcopy: None }
     }
 }
 
@@ -98,6 +117,8 @@ impl Convergence {
             sync: Duration::ZERO,
             last_round: None,
             last_downtime: None,
+            last_owed: None,
+            rounds: 0,
             polish_rounds: 0,
             polish_time: Duration::ZERO,
         }
@@ -127,6 +148,7 @@ impl Convergence {
     pub fn round_finished(&mut self, round: RoundSample) {
         self.bandwidth.observe(round.link);
         self.last_round = Some(round.whole);
+        self.rounds += 1;
     }
 
     /// The measured rate of the link.
@@ -150,6 +172,10 @@ impl Convergence {
         let downtime = self.downtime(rest);
         let before = std::mem::replace(&mut self.last_downtime, downtime);
         let fits = downtime.is_some_and(|downtime| downtime <= self.config.downtime_limit);
+        let owed_before = self.last_owed.replace(rest.owed);
+        if !fits && rest.owed.0 > 0 && self.postcopy_is_better(rest, owed_before, now) {
+            return Verdict::Postcopy;
+        }
         if rest.owed.0 == 0 {
             return if fits || rest.queued.0 == 0 { Verdict::Switchover } else { Verdict::Wait };
         }
@@ -167,6 +193,23 @@ impl Convergence {
         self.polish_rounds += 1;
         self.polish_time += round;
         Verdict::Iterate
+    }
+
+    /// Whether the time of precopy is up, by policy.
+    pub fn postcopy_due(&self, now: Instant) -> bool {
+        let time_max = self.config.auto_postcopy.and_then(|policy| policy.time_max);
+        time_max.is_some_and(|limit| now.saturating_duration_since(self.began) >= limit)
+    }
+
+    /// Whether policy wants postcopy for a rest that does not fit.
+    fn postcopy_is_better(&self, rest: Rest, owed_before: Option<ByteCount>, now: Instant) -> bool {
+        let Some(policy) = self.config.auto_postcopy else { return false };
+        if self.postcopy_due(now) || policy.rounds_max.is_some_and(|most| self.rounds >= most) {
+            return true;
+        }
+        // What a round is owed before the first is all of RAM: only from the second on a comparison tells something.
+        let stalled = |before: ByteCount| rest.owed.0 > before.0 - before.0 / u64::from(GAIN_PART);
+        self.rounds >= AUTO_ROUNDS_MIN && owed_before.is_some_and(stalled)
     }
 
     /// How long another round would take, if it would shorten the downtime noticeably and cheaply.

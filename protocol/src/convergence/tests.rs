@@ -61,7 +61,7 @@ impl Model {
 }
 
 fn with_limit(downtime_limit: Duration) -> Convergence {
-    let config = ConvergenceConfig { downtime_limit, switchover_bandwidth: None };
+    let config = ConvergenceConfig { downtime_limit, ..ConvergenceConfig::default() };
     Convergence::new(config, Instant::now())
 }
 
@@ -140,6 +140,7 @@ fn the_first_round_is_sent_live_even_if_all_of_it_would_fit() {
     let config = ConvergenceConfig {
         downtime_limit: Duration::from_secs(10),
         switchover_bandwidth: Some(BytesPerSecond(10 * GIB)),
+        ..ConvergenceConfig::default()
     };
     let mut convergence = Convergence::new(config, Instant::now());
     let rest = Rest { owed: ByteCount(GIB), ..Rest::default() };

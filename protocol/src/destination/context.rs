@@ -1,6 +1,7 @@
 //! What all states of a destination share.
 
 use super::interface::{DestinationAction, DestinationConfig};
+use super::sections::LiveSections;
 use std::collections::VecDeque;
 
 /// Most actions that wait at once (I11): two for an event, and twice that is what nobody fails to take.
@@ -14,12 +15,37 @@ pub(super) struct Context {
     pub(super) return_path_open: bool,
     /// The shell has taken `StartGuest`: the guest may run here (I6).
     pub(super) start_taken: bool,
+    /// How far the source has gone towards postcopy.
+    pub(super) phase: Phase,
+    /// The live sections that had not ended when the package came.
+    pub(super) live: LiveSections,
+    /// The guest runs here, in postcopy: nothing ends the migration any more, it only pauses.
+    pub(super) guest_runs: bool,
+}
+
+/// What the source has said of postcopy (wire 5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing.
+    Precopy,
+    /// It may follow.
+    Advised,
+    /// Stale pages are being dropped; the package comes next.
+    Discarding,
 }
 
 impl Context {
     pub(super) fn new(config: DestinationConfig) -> Self {
         let actions = VecDeque::with_capacity(ACTIONS_MAX);
-        Self { config, actions, return_path_open: false, start_taken: false }
+        Self {
+            config,
+            actions,
+            return_path_open: false,
+            start_taken: false,
+            phase: Phase::Precopy,
+            live: LiveSections::new(),
+            guest_runs: false,
+        }
     }
 
     /// Queues an action.
@@ -33,6 +59,11 @@ impl Context {
         let action = self.actions.pop_front()?;
         self.start_taken |= action == DestinationAction::StartGuest;
         Some(action)
+    }
+
+    /// Whether the source has agreed to hear where the guest runs (wire 14.2).
+    pub(super) const fn running_answers(&self) -> bool {
+        false
     }
 
     /// Forgets the actions that the shell has not taken.

@@ -59,7 +59,7 @@ impl StartingGuest {
 }
 
 /// The guest is here: tell the source, which may forget its own then (wire 7.3).
-fn complete(late_failure: Option<DestinationFailure>, context: &mut Context) -> State {
+pub(super) fn complete(late_failure: Option<DestinationFailure>, context: &mut Context) -> State {
     let told_source = context.return_path_open;
     if told_source {
         context.act(DestinationAction::Send(ReturnMessage::Shut(0)));
@@ -78,7 +78,7 @@ pub(super) fn give_up(ending: DestinationEnding, context: &mut Context) -> State
     finish(ending, GuestFate::OnSource, context)
 }
 
-fn finish(ending: DestinationEnding, fate: GuestFate, context: &mut Context) -> State {
+pub(super) fn finish(ending: DestinationEnding, fate: GuestFate, context: &mut Context) -> State {
     context.act(DestinationAction::Finish);
     State::Finished(DestinationOutcome { ending, fate })
 }

@@ -1,7 +1,9 @@
 //! The words between the destination machine and its shell.
 
+use super::outcome::DestinationFailure;
 use crate::error::{Loss, Unexpected};
-use limosa_wire::{Command, ReturnMessage, SectionId};
+use limosa_pages::{BlockName, PageCount};
+use limosa_wire::{Command, DiscardRange, PostcopyAdvice, ReturnMessage, SectionId};
 
 /// Settings of one incoming migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct DestinationConfig {
     /// EOF is followed by a vmdescription, and the guest is not run before it is read whole. Only machines with
     /// `suppress-vmdesc` send none (wire 1.5), and no stream says so: with `false` EOF is the end.
     pub require_vmdescription: bool,
+    /// Postcopy is enabled, and these are our pages; a source whose pages differ is refused.
+    pub postcopy: Option<PostcopyAdvice>,
 }
 
 /// What the shell must do next. Actions are done in order, one at a time.
@@ -27,6 +31,34 @@ pub enum DestinationAction {
     /// **The commit point of this side.** Take the guest over, into the run state that the source or the user
     /// wants: running, or paused. Answer: [`DestinationEvent::GuestStarted`] or [`DestinationEvent::StartFailed`].
     StartGuest,
+    /// Postcopy may follow: empty the RAM, and see to it that faults can be watched. No answer, only
+    /// [`DestinationEvent::LoadFailed`].
+    PreparePostcopy,
+    /// Drop these pages; they count as received no more. No answer, only [`DestinationEvent::LoadFailed`].
+    Discard {
+        /// The RAM block.
+        block: BlockName,
+        /// What to drop.
+        ranges: Vec<DiscardRange>,
+    },
+    /// Watch every block for faults, take the preempt link, and hand the main link to a reader of its own, with
+    /// [`PostcopyStream`](super::PostcopyStream): pages come from now on while the package is loaded. No answer, only
+    /// [`DestinationEvent::LoadFailed`].
+    Listen,
+    /// The end has been read: wait until every page is received, or no link is left that could bring one. Answer:
+    /// [`DestinationEvent::AllReceived`] or [`DestinationEvent::PagesMissing`].
+    AwaitPages,
+    /// Shut every link of this connection down, join every thread that used one, and drop what they still had to say (I8).
+    /// The guest runs on. Answer: [`DestinationEvent::Paused`]; nothing of the old connection is handed in after it.
+    Pause,
+    /// Answer RECV_BITMAP for this block: a page is received if all of its host page is. No answer, only `Lost`.
+    SendBitmap {
+        /// The RAM block.
+        block: BlockName,
+    },
+    /// Postcopy goes on: take the new preempt link, forget the previous block of every channel, and ask again for every
+    /// page that is waited for. No answer, only `Lost`.
+    ResumeFaults,
     /// Close the link and release everything; the outcome is known. No answer.
     Finish,
 }
@@ -63,12 +95,31 @@ pub enum DestinationEvent {
         /// The section, if it had opened.
         section: Option<SectionId>,
     },
+    /// [`PostcopyStream`](super::PostcopyStream) has refused what came on the main link.
+    StreamRefused(DestinationFailure),
     /// A direction of the link is gone, or carries something that is no stream.
     Lost(Loss),
     /// The guest is ours.
     GuestStarted,
     /// The guest could not be started and does not run.
     StartFailed,
+    /// The package is used up.
+    PackageEnded,
+    /// Every page is here.
+    AllReceived,
+    /// These are not, and nothing can bring them.
+    PagesMissing {
+        /// How many.
+        pages: PageCount,
+    },
+    /// The connection is closed and silent.
+    Paused,
+    /// A new connection has come.
+    Reconnected,
+    /// The user wants the connection closed and postcopy paused (`migrate-pause`); means nothing before the guest runs.
+    PausePostcopy,
+    /// The user gives a paused guest up; means nothing unless it is paused.
+    GiveUp,
     /// The user calls it off.
     Cancel,
 }
@@ -97,6 +148,7 @@ impl Default for DestinationConfig {
             switchover_ack: false,
             require_end_sections: true,
             require_vmdescription: true,
+            postcopy: None,
         }
     }
 }
@@ -124,9 +176,17 @@ impl DestinationEvent {
             Self::EndOfStream => Unexpected::named("EOF"),
             Self::VmDescriptionRead => Unexpected::named("vmdescription"),
             Self::LoadFailed { .. } => Unexpected::named("LoadFailed"),
+            Self::StreamRefused(_) => Unexpected::named("StreamRefused"),
             Self::Lost(_) => Unexpected::named("Lost"),
             Self::GuestStarted => Unexpected::named("GuestStarted"),
             Self::StartFailed => Unexpected::named("StartFailed"),
+            Self::PackageEnded => Unexpected::named("end of the package"),
+            Self::AllReceived => Unexpected::named("AllReceived"),
+            Self::PagesMissing { .. } => Unexpected::named("PagesMissing"),
+            Self::Paused => Unexpected::named("Paused"),
+            Self::Reconnected => Unexpected::named("Reconnected"),
+            Self::PausePostcopy => Unexpected::named("PausePostcopy"),
+            Self::GiveUp => Unexpected::named("GiveUp"),
             Self::Cancel => Unexpected::named("Cancel"),
         }
     }

@@ -1,12 +1,13 @@
 //! From the first byte to EOF: nothing of what is read here makes the guest run.
 
-use super::context::Context;
+use super::context::{Context, Phase};
 use super::ending::{AwaitingDescription, StartingGuest};
 use super::interface::{DestinationAction, DestinationEvent, command_name};
+use super::listening::AwaitingListen;
 use super::outcome::DestinationFailure;
 use super::sections::SectionTable;
 use super::state::{State, Transition, unexpected};
-use limosa_wire::{Command, ReturnMessage, SectionId};
+use limosa_wire::{Command, PostcopyAdvice, ReturnMessage, SectionId};
 
 /// Listening, or connected and waiting for the stream to begin.
 #[derive(Debug)]
@@ -62,6 +63,9 @@ impl BetweenSections {
             DestinationEvent::SectionOpened { id, kind } => {
                 self.sections.open(id, kind)?;
                 Ok(State::InSection(InSection { sections: self.sections, id }))
+            }
+            DestinationEvent::CommandRead(Command::Packaged { .. }) if context.phase != Phase::Precopy => {
+                Ok(AwaitingListen::enter(self.sections))
             }
             DestinationEvent::CommandRead(command) => {
                 obey(&command, context)?;
@@ -122,7 +126,13 @@ fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailu
             &DestinationEvent::CommandRead(command.clone()),
         )),
         Command::SwitchoverStart => Ok(()),
-        Command::PostcopyAdvise(_)
+        Command::PostcopyAdvise(Some(advice)) => advise(*advice, command, context),
+        Command::PostcopyRamDiscard { block, ranges } if context.phase != Phase::Precopy => {
+            context.phase = Phase::Discarding;
+            context.act(DestinationAction::Discard { block: block.clone(), ranges: ranges.clone() });
+            Ok(())
+        }
+        Command::PostcopyAdvise(None)
         | Command::PostcopyListen
         | Command::PostcopyRun
         | Command::PostcopyRamDiscard { .. }
@@ -133,4 +143,28 @@ fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailu
             Err(DestinationFailure::Unsupported { command: command_name(command) })
         }
     }
+}
+
+/// Postcopy may follow, if it is enabled here and the pages are of the same sizes (wire 5.2).
+fn advise(
+    advice: PostcopyAdvice,
+    command: &Command,
+    context: &mut Context,
+) -> Result<(), DestinationFailure> {
+    let Some(here) = context.config.postcopy else {
+        return Err(DestinationFailure::Unsupported { command: command_name(command) });
+    };
+    if !context.return_path_open || context.phase != Phase::Precopy {
+        return Err(unexpected(
+            BetweenSections::NAME,
+            "OPEN_RETURN_PATH, then one POSTCOPY_ADVISE",
+            &DestinationEvent::CommandRead(command.clone()),
+        ));
+    }
+    if advice != here {
+        return Err(DestinationFailure::Advice { source_pages: advice, here });
+    }
+    context.phase = Phase::Advised;
+    context.act(DestinationAction::PreparePostcopy);
+    Ok(())
 }

@@ -2,7 +2,8 @@
 
 use crate::error::{Loss, ProtocolError};
 use crate::status::{GuestFate, MigrationStatus};
-use limosa_wire::SectionId;
+use limosa_pages::PageCount;
+use limosa_wire::{PostcopyAdvice, SectionId};
 
 /// How an incoming migration ended, and where the guest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,23 @@ pub enum DestinationFailure {
         /// The first section that had not ended.
         id: SectionId,
     },
+    /// The source's pages are not ours.
+    #[error("the source has page sizes {source_pages:?}, we have {here:?}")]
+    Advice {
+        /// The source's.
+        source_pages: PostcopyAdvice,
+        /// Ours.
+        here: PostcopyAdvice,
+    },
+    /// The source has ended, and not everything is here.
+    #[error("{pages} pages are missing at the end of the stream")]
+    PagesMissing {
+        /// How many.
+        pages: PageCount,
+    },
+    /// The user closed the connection of postcopy.
+    #[error("paused by the user")]
+    PausedByUser,
     /// The host did not take the guest over.
     #[error("the guest could not be started")]
     Start,

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// into as many again.
 pub const SECTIONS_MAX: usize = 16_384;
 
+/// Live sections under way.
+pub(super) type LiveSections = BTreeMap<SectionId, Progress>;
+
 #[derive(Debug, Default)]
 pub(super) struct SectionTable {
     sections: BTreeMap<SectionId, Progress>,
@@ -16,7 +19,7 @@ pub(super) struct SectionTable {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
+pub(super) enum Progress {
     /// A live section that has started.
     Started,
     /// A live section that has ended, or a device.
@@ -39,6 +42,12 @@ impl SectionTable {
                 _ => Err(DestinationFailure::NotLive { kind: kind.name(), id }),
             },
         }
+    }
+
+    /// The live sections that have not ended.
+    pub(super) fn live(&self) -> LiveSections {
+        let started = self.sections.iter().filter(|(_, progress)| **progress == Progress::Started);
+        started.map(|(id, progress)| (*id, *progress)).collect()
     }
 
     /// The first live section that has not ended.

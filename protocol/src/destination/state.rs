@@ -3,8 +3,11 @@
 use super::context::Context;
 use super::ending::{AwaitingDescription, StartingGuest};
 use super::interface::DestinationEvent;
+use super::listening::{AwaitingListen, LoadingPackage, StartingInPostcopy};
 use super::loading::{AwaitingConfiguration, AwaitingHeader, BetweenSections, InSection};
 use super::outcome::{DestinationFailure, DestinationOutcome};
+use super::recovery::{Paused, Pausing, Recovering};
+use super::running::{AwaitingPages, Running};
 use crate::error::ProtocolError;
 use crate::status::MigrationStatus;
 
@@ -20,6 +23,14 @@ pub(super) enum State {
     InSection(InSection),
     AwaitingDescription(AwaitingDescription),
     StartingGuest(StartingGuest),
+    AwaitingListen(AwaitingListen),
+    LoadingPackage(LoadingPackage),
+    StartingInPostcopy(StartingInPostcopy),
+    Running(Running),
+    AwaitingPages(AwaitingPages),
+    Pausing(Pausing),
+    Paused(Paused),
+    Recovering(Recovering),
     Finished(DestinationOutcome),
 }
 
@@ -32,6 +43,14 @@ impl State {
             Self::InSection(state) => state.on(event, context),
             Self::AwaitingDescription(state) => state.on(event, context),
             Self::StartingGuest(state) => state.on(event, context),
+            Self::AwaitingListen(state) => state.on(event, context),
+            Self::LoadingPackage(state) => state.on(event, context),
+            Self::StartingInPostcopy(state) => state.on(event, context),
+            Self::Running(state) => state.on(event, context),
+            Self::AwaitingPages(state) => state.on(event, context),
+            Self::Pausing(state) => state.on(event, context),
+            Self::Paused(state) => state.on(event, context),
+            Self::Recovering(state) => state.on(event, context),
             Self::Finished(_) => Ok(self),
         }
     }
@@ -45,6 +64,14 @@ impl State {
             Self::InSection(_) => InSection::NAME,
             Self::AwaitingDescription(_) => AwaitingDescription::NAME,
             Self::StartingGuest(_) => StartingGuest::NAME,
+            Self::AwaitingListen(_) => AwaitingListen::NAME,
+            Self::LoadingPackage(_) => LoadingPackage::NAME,
+            Self::StartingInPostcopy(_) => StartingInPostcopy::NAME,
+            Self::Running(_) => Running::NAME,
+            Self::AwaitingPages(_) => AwaitingPages::NAME,
+            Self::Pausing(_) => Pausing::NAME,
+            Self::Paused(_) => Paused::NAME,
+            Self::Recovering(_) => Recovering::NAME,
             Self::Finished(_) => "finished",
         }
     }
@@ -54,6 +81,10 @@ impl State {
         match self {
             Self::AwaitingHeader(_) => MigrationStatus::Setup,
             Self::Finished(outcome) => outcome.status(),
+            // "Paused" would promise that a recovery can begin.
+            Self::Running(_) | Self::AwaitingPages(_) | Self::Pausing(_) => MigrationStatus::PostcopyActive,
+            Self::Paused(_) => MigrationStatus::PostcopyPaused,
+            Self::Recovering(_) => MigrationStatus::PostcopyRecover,
             _ => MigrationStatus::Active,
         }
     }

@@ -3,6 +3,7 @@
 use crate::convergence::ConvergenceConfig;
 use crate::ping::ROUNDS_MAX;
 use crate::units::BytesPerSecond;
+use limosa_wire::PostcopyAdvice;
 use std::time::Duration;
 
 /// Settings of one outgoing migration.
@@ -19,10 +20,23 @@ pub struct SourceConfig {
     pub convergence: ConvergenceConfig,
     /// Limit on what leaves while the guest runs; `None` is unlimited. The switchover is never limited.
     pub max_bandwidth: Option<BytesPerSecond>,
+    /// Postcopy may follow; `None` without the capability. Needs `return_path`.
+    pub postcopy: Option<SourcePostcopy>,
     /// How long to wait for the peer.
     pub timeouts: SourceTimeouts,
     /// Rounds after which a guest counts as not converging; at most [`ROUNDS_MAX`].
     pub rounds_max: u32,
+}
+
+/// Settings of a source that may go on in postcopy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourcePostcopy {
+    /// Facts about our pages, for the destination to compare with its own.
+    pub advice: PostcopyAdvice,
+    /// Pages that were asked for leave on a link of their own.
+    pub preempt: bool,
+    /// Limit on what leaves in the background once the guest runs there; `None` is unlimited.
+    pub max_bandwidth: Option<BytesPerSecond>,
 }
 
 /// How long the source waits for an answer of the destination before it calls it lost; [`Duration::MAX`] is for ever.
@@ -36,6 +50,12 @@ pub struct SourceTimeouts {
     pub devices: Duration,
     /// The last word after the commit point. When it passes, the guest is in doubt.
     pub shut: Duration,
+    /// The proof that the guest runs there, after the package has left. When it passes, the migration pauses.
+    pub running: Duration,
+    /// Everything that was pushed processed there, before the end is said.
+    pub drain: Duration,
+    /// What is received there, and the word that it goes on, in a recovery.
+    pub recovery: Duration,
 }
 
 /// New values of settings that may change at run time; `None` leaves one as it is.
@@ -47,6 +67,8 @@ pub struct ParameterChange {
     pub max_bandwidth: Option<Option<BytesPerSecond>>,
     /// The rate assumed for the switchover; `Some(None)` goes back to the measured one.
     pub switchover_bandwidth: Option<Option<BytesPerSecond>>,
+    /// The limit in postcopy; `Some(None)` lifts it.
+    pub max_postcopy_bandwidth: Option<Option<BytesPerSecond>>,
 }
 
 impl Default for SourceConfig {
@@ -57,6 +79,7 @@ impl Default for SourceConfig {
             switchover_ack: false,
             convergence: ConvergenceConfig::default(),
             max_bandwidth: None,
+            postcopy: None,
             timeouts: SourceTimeouts::default(),
             rounds_max: ROUNDS_MAX,
         }
@@ -64,14 +87,18 @@ impl Default for SourceConfig {
 }
 
 impl Default for SourceTimeouts {
-    /// Thirty seconds: longer than any healthy peer needs, shorter than a person's patience. A round may
-    /// have a full socket buffer to drain first: 6 MiB, the kernel's usual maximum, at 100 KB/s is a minute.
+    /// Thirty seconds: longer than any healthy peer needs, shorter than a person's patience. A round
+    /// and the end of postcopy may have a full socket buffer to drain first: 6 MiB, the kernel's usual maximum, at 100 KB/s
+    /// is a minute.
     fn default() -> Self {
         Self {
             setup: Duration::from_secs(30),
             round: Duration::from_secs(90),
             devices: Duration::from_secs(30),
             shut: Duration::from_secs(30),
+            running: Duration::from_secs(30),
+            drain: Duration::from_secs(90),
+            recovery: Duration::from_secs(30),
         }
     }
 }

@@ -30,6 +30,14 @@ pub(super) struct Context {
     pub(super) vm_stop_taken: bool,
     /// The shell has taken `SendEnd`: the guest may run on the destination (I6).
     pub(super) end_taken: bool,
+    /// The shell has taken `SendPackage`: the guest may run on the destination (I6).
+    pub(super) package_taken: bool,
+    /// The guest is known to have run on the destination.
+    pub(super) runs_there: bool,
+    /// The destination says whether it runs the guest, or never did (wire 14.2).
+    pub(super) running_answers: bool,
+    /// The user wants postcopy.
+    postcopy_asked: bool,
     pub(super) cancel_refused: bool,
     acknowledged: bool,
 }
@@ -55,6 +63,10 @@ impl Context {
             timeline: Timeline::new(now),
             vm_stop_taken: false,
             end_taken: false,
+            package_taken: false,
+            runs_there: false,
+            running_answers: false,
+            postcopy_asked: false,
             cancel_refused: false,
             acknowledged: !config.switchover_ack,
             config,
@@ -73,6 +85,7 @@ impl Context {
         match action {
             SourceAction::StopVm => self.vm_stop_taken = true,
             SourceAction::SendEnd => self.end_taken = true,
+            SourceAction::SendPackage => self.package_taken = true,
             _ => {}
         }
         Some(action)
@@ -93,6 +106,47 @@ impl Context {
         self.act(SourceAction::SendCommand(Command::Ping(purpose.value())));
     }
 
+    /// Notes that the package, which is about to leave, carries a PING. Where the destination does not say itself that it
+    /// runs the guest, its PONG is the proof: RUN follows it in bytes that are there already (wire 5.4).
+    pub(super) fn expect_proof(&mut self) {
+        if self.running_answers {
+            self.pings.ask(PingPurpose::Package);
+        } else {
+            self.pings.ask_and_wait(PingPurpose::Package);
+        }
+    }
+
+    /// The connection is gone: no answer of it will come.
+    pub(super) fn forget_pings(&mut self) {
+        self.pings.forget();
+    }
+
+    /// The guest runs on the destination.
+    pub(super) fn prove_running(&mut self, now: Instant) {
+        self.runs_there = true;
+        self.timeline.runs_there.get_or_insert(now);
+    }
+
+    /// From the commit point on the guest may run there, whatever happens here (I6).
+    pub(super) const fn may_run_there(&self) -> bool {
+        self.end_taken || self.package_taken
+    }
+
+    pub(super) fn uses_preempt(&self) -> bool {
+        self.config.postcopy.is_some_and(|postcopy| postcopy.preempt)
+    }
+
+    /// The user wants postcopy, and the destination is ready for it.
+    pub(super) const fn wants_postcopy(&self) -> bool {
+        self.postcopy_asked && self.acknowledged
+    }
+
+    /// The limit of precopy ends with it.
+    pub(super) fn limit_postcopy(&mut self, now: Instant) {
+        let rate = self.config.postcopy.and_then(|postcopy| postcopy.max_bandwidth);
+        self.bucket.set_rate(rate, now);
+    }
+
     /// Whether the destination has acknowledged the switchover, where it must.
     pub(super) const fn may_switch_over(&self) -> bool {
         self.acknowledged
@@ -110,12 +164,19 @@ impl Context {
         self.counters.pending = pending;
     }
 
+    pub(super) fn pushed(&mut self, sent: ByteCount, pending: Pending, now: Instant) {
+        self.bucket.settle(sent, now);
+        self.counters.bytes_sent += sent;
+        self.counters.postcopy_bytes += sent;
+        self.counters.pending = pending;
+    }
+
     pub(super) fn sent_in_downtime(&mut self, sent: ByteCount) {
         self.counters.bytes_sent += sent;
         self.counters.downtime_bytes += sent;
     }
 
-    /// Applies the rules that hold in every state but the last two.
+    /// Applies the rules that hold in every state but those without a connection and the last two.
     pub(super) fn screen(
         &mut self,
         event: SourceEvent,
@@ -123,16 +184,33 @@ impl Context {
         now: Instant,
     ) -> Result<Screened, SourceFailure> {
         match event {
-            SourceEvent::Cancel if self.end_taken => {
+            SourceEvent::Lost(_)
+            | SourceEvent::HandlerFailed { .. }
+            | SourceEvent::Return(_)
+            | SourceEvent::Timeout
+                if state.is_disconnected() =>
+            {
+                Ok(Screened::Done)
+            }
+            SourceEvent::Cancel if self.may_run_there() => {
                 self.cancel_refused = true;
                 Ok(Screened::Done)
             }
             SourceEvent::Cancel => Ok(Screened::Cancelled),
             SourceEvent::SetParameters(change) => {
                 self.change(change, now);
-                Ok(pass_if(matches!(state, State::Throttled(_)), event))
+                Ok(pass_if(state.obeys_limits(), event))
             }
             SourceEvent::Continue => Ok(pass_if(matches!(state, State::PreSwitchover(_)), event)),
+            SourceEvent::StartPostcopy => {
+                self.postcopy_asked |= self.config.postcopy.is_some();
+                let interrupts = matches!(state, State::Throttled(_) | State::Resting(_));
+                Ok(pass_if(self.wants_postcopy() && interrupts, event))
+            }
+            SourceEvent::PausePostcopy if state.may_pause() => Err(SourceFailure::PausedByUser),
+            SourceEvent::PausePostcopy | SourceEvent::ResumePostcopy | SourceEvent::Operator(_) => {
+                Ok(pass_if(matches!(state, State::Paused(_)), event))
+            }
             SourceEvent::Timeout => {
                 Ok(pass_if(state.deadline().is_some_and(|deadline| deadline <= now), event))
             }
@@ -158,10 +236,22 @@ impl Context {
                 self.acknowledged = true;
                 Ok(pass_if(matches!(state, State::Resting(_)), SourceEvent::Return(message)))
             }
-            ReturnMessage::Shut(_) if self.end_taken => Ok(Screened::Pass(SourceEvent::Return(message))),
+            ReturnMessage::Shut(_) if self.may_run_there() => {
+                Ok(Screened::Pass(SourceEvent::Return(message)))
+            }
             // I7: success before the end was sent is no success.
             ReturnMessage::Shut(0) => broken_rule("no success before the end of the stream"),
             ReturnMessage::Shut(code) => Err(SourceFailure::Refused { code }),
+            // The urgent path's: a shell that hands them in does no harm once there is one.
+            ReturnMessage::RequestPages { .. } if self.package_taken => Ok(Screened::Done),
+            ReturnMessage::ResumeAck if self.package_taken => {
+                Ok(Screened::Pass(SourceEvent::Return(message)))
+            }
+            ReturnMessage::Running | ReturnMessage::NeverRan
+                if self.package_taken && self.running_answers =>
+            {
+                Ok(Screened::Pass(SourceEvent::Return(message)))
+            }
             _ => broken_rule("no message of postcopy"),
         }
     }
@@ -171,7 +261,16 @@ impl Context {
             self.convergence.set_downtime_limit(limit);
         }
         if let Some(rate) = change.max_bandwidth {
-            self.bucket.set_rate(rate, now);
+            self.config.max_bandwidth = rate;
+            if !self.package_taken {
+                self.bucket.set_rate(rate, now);
+            }
+        }
+        if let (Some(rate), Some(postcopy)) = (change.max_postcopy_bandwidth, &mut self.config.postcopy) {
+            postcopy.max_bandwidth = rate;
+            if self.package_taken {
+                self.bucket.set_rate(rate, now);
+            }
         }
         if let Some(rate) = change.switchover_bandwidth {
             self.convergence.set_switchover_bandwidth(rate);

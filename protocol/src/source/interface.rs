@@ -36,6 +36,44 @@ pub enum SourceAction {
     /// **The commit point.** Write EOF and the vmdescription and flush: the destination may run the guest
     /// from the first of these bytes on. Answer: [`SourceEvent::EndSent`].
     SendEnd,
+    /// Connect the link for pages that are asked for and hand it to whoever serves requests.
+    /// Answer: [`SourceEvent::PreemptOpened`].
+    OpenPreempt,
+    /// Say SWITCHOVER_START where the peer knows it, write the END sections of what cannot go on in postcopy, and bring the
+    /// multifd channels into line: behind it nothing of precopy is in flight (I5).
+    /// Answer: [`SourceEvent::CompletedForPostcopy`].
+    CompleteForPostcopy,
+    /// Write DISCARD commands for everything that is owed, at least one (wire 5.3).
+    /// Answer: [`SourceEvent::DiscardsSent`].
+    SendDiscards,
+    /// Build the package in memory: LISTEN, FULL sections, PING, RUN. Answer: [`SourceEvent::DevicesPackaged`].
+    PackageDevices {
+        /// Value of the PING between the devices and RUN.
+        ping: u32,
+    },
+    /// **The commit point of postcopy.** Begin to serve requests, then write PACKAGED with its blob and flush.
+    /// Answer: [`SourceEvent::PackageSent`].
+    SendPackage,
+    /// Write PART sections of what is owed, asked-for pages first. Answer: [`SourceEvent::Pushed`].
+    Push {
+        /// May be passed by one page record, no more.
+        max_bytes: ByteCount,
+        /// Checked between batches.
+        max_time: Duration,
+    },
+    /// Wait until no asked-for page is claimed and unwritten, or waits in the preempt link's queue. No answer, only `Lost`.
+    DrainUrgent,
+    /// Bring the multifd channels into line, write END sections and EOF, and flush. No vmdescription follows (wire 5.4).
+    /// Answer: [`SourceEvent::PostcopyCompleted`].
+    CompletePostcopy,
+    /// Stop serving requests, shut every link of this connection down, join every thread that used one, and drop what they
+    /// still had to say (I8). Answer: [`SourceEvent::Paused`]; nothing of the old connection is handed in after it.
+    Pause,
+    /// Connect anew, with a return path and no header. Answer: [`SourceEvent::Reconnected`], or `Lost`.
+    Reconnect,
+    /// Send RECV_BITMAP for every block, take the answers off the return path, and set owed := not received (I1). Every
+    /// channel forgets its previous block. Answer: [`SourceEvent::BitmapsMerged`].
+    FetchBitmaps,
     /// Shut both directions of the link down. No answer.
     CloseLink,
     /// Undo `StopVm`: bring the guest back to the run state it had before. Answer: [`SourceEvent::VmResumed`].
@@ -83,6 +121,58 @@ pub enum SourceEvent {
     },
     /// The guest has the run state again that it had before `StopVm`.
     VmResumed,
+    /// The preempt link is there.
+    PreemptOpened,
+    /// What cannot go on in postcopy has ended, and nothing of precopy is in flight.
+    CompletedForPostcopy {
+        /// Bytes written.
+        sent: ByteCount,
+    },
+    /// The destination has been told what to drop.
+    DiscardsSent {
+        /// Bytes written.
+        sent: ByteCount,
+    },
+    /// The package is built.
+    DevicesPackaged {
+        /// Its size.
+        size: ByteCount,
+    },
+    /// The package has left.
+    PackageSent {
+        /// Bytes written.
+        sent: ByteCount,
+    },
+    /// A slice of postcopy is written.
+    Pushed {
+        /// Bytes written by this slice.
+        sent: ByteCount,
+        /// What nobody has claimed yet.
+        pending: Pending,
+    },
+    /// END sections and EOF are written.
+    PostcopyCompleted {
+        /// Bytes written.
+        sent: ByteCount,
+    },
+    /// The connection is closed and silent.
+    Paused,
+    /// There is a new connection.
+    Reconnected,
+    /// What the destination lacks is owed again.
+    BitmapsMerged {
+        /// What that is.
+        pending: Pending,
+    },
+    /// The user wants postcopy now (`migrate-start-postcopy`); means nothing without the capability or once the guest is being
+    /// stopped.
+    StartPostcopy,
+    /// The user wants the connection closed and postcopy paused (`migrate-pause`); means nothing before it has begun.
+    PausePostcopy,
+    /// The user wants a paused postcopy to go on (`migrate` with `resume`); means nothing unless it is paused.
+    ResumePostcopy,
+    /// The operator has looked at the destination and ends a paused migration; means nothing unless it is paused.
+    Operator(OperatorWord),
     /// The destination said something.
     Return(ReturnMessage),
     /// A direction of the link is gone. Hand in a [`SourceEvent::Cancel`] that caused it first.
@@ -100,6 +190,17 @@ pub enum SourceEvent {
     SetParameters(ParameterChange),
     /// The time of [`Source::poll_timeout`](super::Source::poll_timeout) has come. Early is harmless.
     Timeout,
+}
+
+/// What an operator says who has looked at the destination (I6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperatorWord {
+    /// It does not run the guest and never will: resume it here. Not obeyed once the guest is known to have run there.
+    NeverRan,
+    /// It has the whole guest, and nothing here is needed any more.
+    HasGuest,
+    /// Whatever there is, give it up.
+    GiveUp,
 }
 
 /// What is left to move.
@@ -132,6 +233,24 @@ pub enum SourceStep {
     SendEnd,
     /// [`SourceAction::ResumeVm`]
     ResumeVm,
+    /// [`SourceAction::OpenPreempt`]
+    OpenPreempt,
+    /// [`SourceAction::CompleteForPostcopy`]
+    CompleteForPostcopy,
+    /// [`SourceAction::SendDiscards`]
+    SendDiscards,
+    /// [`SourceAction::PackageDevices`]
+    PackageDevices,
+    /// [`SourceAction::SendPackage`]. Some of it may have left, so this leads to a pause like a loss.
+    SendPackage,
+    /// [`SourceAction::Push`]
+    Push,
+    /// [`SourceAction::CompletePostcopy`]
+    CompletePostcopy,
+    /// [`SourceAction::Reconnect`]
+    Reconnect,
+    /// [`SourceAction::FetchBitmaps`]
+    FetchBitmaps,
 }
 
 impl fmt::Display for SourceStep {
@@ -145,6 +264,15 @@ impl fmt::Display for SourceStep {
             Self::SaveDevices => "saving the devices",
             Self::SendEnd => "ending the stream",
             Self::ResumeVm => "resuming the guest",
+            Self::OpenPreempt => "opening the preempt channel",
+            Self::CompleteForPostcopy => "completion of what stays out of postcopy",
+            Self::SendDiscards => "discarding what is owed",
+            Self::PackageDevices => "packaging the devices",
+            Self::SendPackage => "sending the package",
+            Self::Push => "pushing pages",
+            Self::CompletePostcopy => "ending postcopy",
+            Self::Reconnect => "connecting anew",
+            Self::FetchBitmaps => "fetching the received bitmaps",
         })
     }
 }
@@ -161,6 +289,20 @@ impl SourceEvent {
             Self::DevicesSaved { .. } => Unexpected::named("DevicesSaved"),
             Self::EndSent { .. } => Unexpected::named("EndSent"),
             Self::VmResumed => Unexpected::named("VmResumed"),
+            Self::PreemptOpened => Unexpected::named("PreemptOpened"),
+            Self::CompletedForPostcopy { .. } => Unexpected::named("CompletedForPostcopy"),
+            Self::DiscardsSent { .. } => Unexpected::named("DiscardsSent"),
+            Self::DevicesPackaged { .. } => Unexpected::named("DevicesPackaged"),
+            Self::PackageSent { .. } => Unexpected::named("PackageSent"),
+            Self::Pushed { .. } => Unexpected::named("Pushed"),
+            Self::PostcopyCompleted { .. } => Unexpected::named("PostcopyCompleted"),
+            Self::Paused => Unexpected::named("Paused"),
+            Self::Reconnected => Unexpected::named("Reconnected"),
+            Self::BitmapsMerged { .. } => Unexpected::named("BitmapsMerged"),
+            Self::StartPostcopy => Unexpected::named("StartPostcopy"),
+            Self::PausePostcopy => Unexpected::named("PausePostcopy"),
+            Self::ResumePostcopy => Unexpected::named("ResumePostcopy"),
+            Self::Operator(_) => Unexpected::named("Operator"),
             Self::Lost(_) => Unexpected::named("Lost"),
             Self::HandlerFailed { .. } => Unexpected::named("HandlerFailed"),
             Self::Cancel => Unexpected::named("Cancel"),
@@ -180,5 +322,7 @@ pub(super) fn return_message(message: &ReturnMessage) -> Unexpected {
         ReturnMessage::RecvBitmap(_) => Unexpected::named("RECV_BITMAP"),
         ReturnMessage::ResumeAck => Unexpected::named("RESUME_ACK"),
         ReturnMessage::SwitchoverAck => Unexpected::named("SWITCHOVER_ACK"),
+        ReturnMessage::Running => Unexpected::named("RUNNING"),
+        ReturnMessage::NeverRan => Unexpected::named("NEVER_RAN"),
     }
 }

@@ -3,9 +3,12 @@
 mod commit;
 mod config;
 mod context;
+mod handover;
 mod interface;
 mod outcome;
+mod postcopy;
 mod precopy;
+mod recovery;
 mod report;
 mod setup;
 mod state;
@@ -14,8 +17,8 @@ mod switchover;
 mod tests;
 mod unwind;
 
-pub use config::{ParameterChange, SourceConfig, SourceTimeouts};
-pub use interface::{Pending, SourceAction, SourceEvent, SourceStep};
+pub use config::{ParameterChange, SourceConfig, SourcePostcopy, SourceTimeouts};
+pub use interface::{OperatorWord, Pending, SourceAction, SourceEvent, SourceStep};
 pub use outcome::{SourceEnding, SourceFailure, SourceOutcome, Wait};
 pub use precopy::{EMPTY_SLICES_MAX, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX};
 pub use report::{SourceCounters, Timeline};
@@ -28,12 +31,16 @@ use setup::SavingSetup;
 use state::State;
 use std::time::{Duration, Instant};
 
-/// The source's half of a precopy migration.
+/// The source's half of a migration.
 ///
 /// Setup, rounds of precopy, switchover, commit point, last word. Whatever goes wrong before the commit point
 /// ([`SourceAction::SendEnd`] taken from [`Self::poll_action`]) ends with the guest running here; whatever goes
 /// wrong after it, with the guest stopped here and the outcome in doubt, unless the destination says that it
 /// refuses (I6).
+///
+/// Or, by the user's word or by policy, the switch to postcopy in the middle of the rounds. Its commit point is
+/// [`SourceAction::SendPackage`]; whatever goes wrong after it pauses the migration, which can be taken up again over a
+/// new connection any number of times.
 ///
 /// The shell takes one action at a time from [`Self::poll_action`], does it, and hands in what came of it. Between two
 /// actions it hands in whatever else has happened: a shell that first did all actions would hear a cancel only when a
@@ -49,11 +56,16 @@ impl Source {
     /// A migration that begins `now`, over a link that is connected and carries header and configuration already.
     ///
     /// # Panics
-    /// If the configuration wants acknowledgements without a return path, or more than [`ROUNDS_MAX`] rounds.
+    /// If the configuration wants acknowledgements or postcopy without a return path, postcopy by policy without its capability, or more than [`ROUNDS_MAX`] rounds.
     pub fn new(config: SourceConfig, now: Instant) -> Self {
         assert!(
             config.return_path || !config.switchover_ack,
             "no return path to acknowledge the switchover on"
+        );
+        assert!(config.return_path || config.postcopy.is_none(), "no return path to ask for pages on");
+        assert!(
+            config.postcopy.is_some() || config.convergence.auto_postcopy.is_none(),
+            "postcopy by policy, but not enabled"
         );
         assert!(config.rounds_max <= ROUNDS_MAX, "rounds_max {} above {ROUNDS_MAX}", config.rounds_max);
         let mut context = Context::new(config, now);
@@ -72,6 +84,7 @@ impl Source {
 
     fn next(&mut self, state: State, event: SourceEvent, now: Instant) -> State {
         let context = &mut self.context;
+        let status = state.status();
         let next = if matches!(state, State::Resuming(_) | State::Finished(_)) {
             // Nothing leads back from the end.
             state.on(event, context, now)
@@ -83,7 +96,7 @@ impl Source {
                 Err(failure) => Err(failure),
             }
         };
-        next.unwrap_or_else(|failure| unwind::fail(failure, context))
+        next.unwrap_or_else(|failure| unwind::fail(failure, status, context))
     }
 
     /// The next thing to do. From the moment it is handed out it counts as possibly done.
@@ -116,7 +129,26 @@ impl Source {
 
     /// Whether a cancel would still be obeyed. From the commit point on it is refused.
     pub fn may_cancel(&self) -> bool {
-        !self.context.end_taken && self.outcome().is_none()
+        !self.context.may_run_there() && self.outcome().is_none()
+    }
+
+    /// Whether the user may ask for postcopy: it is enabled, and the guest is not being stopped yet.
+    pub fn may_start_postcopy(&self) -> bool {
+        let running = matches!(self.status(), MigrationStatus::Setup | MigrationStatus::Active);
+        self.context.config.postcopy.is_some() && running
+    }
+
+    /// Whether the user may pause: postcopy has begun, and is connected.
+    pub fn may_pause(&self) -> bool {
+        self.state().may_pause()
+    }
+
+    /// Why postcopy is paused; `None` if it is not. Only then it can be resumed, and the operator's word means something.
+    pub fn paused(&self) -> Option<&SourceFailure> {
+        match self.state() {
+            State::Paused(state) => Some(state.reason()),
+            _ => None,
+        }
     }
 
     /// Sums so far.

@@ -15,7 +15,7 @@ pub struct SourceOutcome {
     pub fate: GuestFate,
     /// The guest is ours and should run, but resuming it failed: it stands stopped here.
     pub resume_failed: bool,
-    /// The user cancelled after the commit point, when only the destination could still decide.
+    /// The user cancelled after a commit point, when the guest could run there already.
     pub cancel_refused: bool,
 }
 
@@ -65,6 +65,12 @@ pub enum SourceFailure {
         /// Rounds done.
         rounds: u32,
     },
+    /// The destination says that it never ran the guest, and never will.
+    #[error("the destination never ran the guest")]
+    NeverRan,
+    /// The user closed the connection of postcopy.
+    #[error("paused by the user")]
+    PausedByUser,
     /// The live handlers owe bytes and send none.
     #[error("{slices} slices in a row sent nothing of what is owed")]
     NoProgress {
@@ -84,6 +90,12 @@ pub enum Wait {
     Devices,
     /// The last word.
     Shut,
+    /// The proof that the guest runs there.
+    Running,
+    /// The proof that all pages of postcopy are processed.
+    Drain,
+    /// The received bitmaps, or the word that postcopy goes on.
+    Recovery,
 }
 
 impl fmt::Display for Wait {
@@ -93,6 +105,9 @@ impl fmt::Display for Wait {
             Self::Round(number) => write!(f, "the barrier of round {number}"),
             Self::Devices => f.write_str("the device state"),
             Self::Shut => f.write_str("the end of the stream"),
+            Self::Running => f.write_str("the package"),
+            Self::Drain => f.write_str("the barrier of postcopy"),
+            Self::Recovery => f.write_str("the recovery"),
         }
     }
 }

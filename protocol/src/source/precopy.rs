@@ -1,10 +1,11 @@
 //! Precopy: rounds of sync, iterate and barrier while the guest runs.
 
 use super::context::Context;
+use super::handover;
 use super::interface::{Pending, SourceAction, SourceEvent};
 use super::outcome::{SourceFailure, Wait};
 use super::state::{State, Transition, unexpected};
-use super::switchover::StoppingVm;
+use super::switchover::{StoppingVm, Way};
 use crate::bandwidth::BandwidthSample;
 use crate::convergence::{Rest, RoundSample, Verdict};
 use crate::ping::PingPurpose;
@@ -127,9 +128,14 @@ fn decide(
     // Behind a barrier the link is empty; without a return path its queue stands in front of the rest.
     let queued = if context.config.return_path { ByteCount(0) } else { pending.queued };
     let rest = Rest { owed: pending.owed, device: pending.device, queued };
-    match context.convergence.decide(rest, now) {
-        Verdict::Switchover if context.may_switch_over() => Ok(StoppingVm::enter(context, now)),
-        Verdict::Switchover => Ok(Resting::enter(None, now)),
+    let verdict = context.convergence.decide(rest, now);
+    if context.wants_postcopy() {
+        return Ok(handover::begin(context, now));
+    }
+    match verdict {
+        Verdict::Switchover if context.may_switch_over() => Ok(StoppingVm::enter(Way::Precopy, context, now)),
+        Verdict::Postcopy if context.may_switch_over() => Ok(handover::begin(context, now)),
+        Verdict::Switchover | Verdict::Postcopy => Ok(Resting::enter(None, now)),
         Verdict::Wait => {
             let since = draining_since.unwrap_or(now);
             let limit = context.config.timeouts.round;
@@ -206,7 +212,11 @@ impl Iterating {
                 round.sent += sent;
                 round.pending = pending;
                 round.empty_slices = if stuck { round.empty_slices + 1 } else { 0 };
-                if pending.owed.0 == 0 {
+                if context.wants_postcopy()
+                    || context.convergence.postcopy_due(now) && context.may_switch_over()
+                {
+                    Ok(handover::begin(context, now))
+                } else if pending.owed.0 == 0 {
                     Ok(round.end(context, now))
                 } else if round.empty_slices >= EMPTY_SLICES_MAX {
                     Err(SourceFailure::NoProgress { slices: round.empty_slices })
@@ -224,6 +234,7 @@ impl Throttled {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
+            SourceEvent::StartPostcopy => Ok(handover::begin(context, now)),
             // A changed limit ends the pause early, or makes it longer.
             SourceEvent::Timeout | SourceEvent::SetParameters(_) => Ok(self.round.next_slice(context, now)),
             event => Err(unexpected(Self::NAME, "Timeout", &event)),
@@ -258,7 +269,9 @@ impl Resting {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::Timeout | SourceEvent::Return(ReturnMessage::SwitchoverAck) => {
+            SourceEvent::StartPostcopy
+            | SourceEvent::Timeout
+            | SourceEvent::Return(ReturnMessage::SwitchoverAck) => {
                 Ok(Syncing::enter(None, self.draining_since, context, now))
             }
             event => Err(unexpected(Self::NAME, "Timeout", &event)),

@@ -17,6 +17,10 @@ pub struct SourceCounters {
     pub bytes_sent: ByteCount,
     /// Those written while the guest was stopped.
     pub downtime_bytes: ByteCount,
+    /// Those written in postcopy by the machine's order; pages that were asked for are counted by whoever serves them.
+    pub postcopy_bytes: ByteCount,
+    /// How often postcopy was paused.
+    pub pauses: u32,
     /// What was left when it was last looked at.
     pub pending: Pending,
 }
@@ -40,8 +44,14 @@ pub struct Timeline {
     pub devices_saved: Option<Instant>,
     /// The destination had loaded them all; only with a return path.
     pub devices_loaded: Option<Instant>,
-    /// EOF and vmdescription were written.
+    /// EOF was written, and in precopy the vmdescription.
     pub end_sent: Option<Instant>,
+    /// The package of postcopy was written.
+    pub package_sent: Option<Instant>,
+    /// The guest was known to run on the destination.
+    pub runs_there: Option<Instant>,
+    /// Postcopy was paused for the last time.
+    pub paused: Option<Instant>,
     /// The outcome was known.
     pub ended: Option<Instant>,
 }
@@ -58,6 +68,9 @@ impl Timeline {
             devices_saved: None,
             devices_loaded: None,
             end_sent: None,
+            package_sent: None,
+            runs_there: None,
+            paused: None,
             ended: None,
         }
     }

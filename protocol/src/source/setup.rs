@@ -28,6 +28,9 @@ impl SavingSetup {
             context.act(SourceAction::SendCommand(Command::OpenReturnPath));
             context.ping(PingPurpose::Open);
         }
+        if let Some(postcopy) = context.config.postcopy {
+            context.act(SourceAction::SendCommand(Command::PostcopyAdvise(Some(postcopy.advice))));
+        }
         context.act(SourceAction::SaveSetup);
         State::SavingSetup(Self)
     }

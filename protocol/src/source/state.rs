@@ -2,9 +2,12 @@
 
 use super::commit::{AwaitingShut, SendingEnd};
 use super::context::Context;
+use super::handover::{CompletingForPostcopy, Discarding, OpeningPreempt, PackagingDevices, SendingPackage};
 use super::interface::SourceEvent;
 use super::outcome::{SourceFailure, SourceOutcome};
+use super::postcopy::{AwaitingCompletion, AwaitingRunning, CompletingPostcopy, Draining, Pushing};
 use super::precopy::{Barrier, Iterating, Resting, Syncing, Throttled};
+use super::recovery::{AwaitingResume, FetchingBitmaps, Paused, Pausing, Reconnecting, ReopeningPreempt};
 use super::setup::{ProvingSetup, SavingSetup};
 use super::switchover::{
     CompletingPrecopy, FinalSyncing, PreSwitchover, ProvingDevices, SavingDevices, StoppingVm,
@@ -35,6 +38,22 @@ pub(super) enum State {
     ProvingDevices(ProvingDevices),
     SendingEnd(SendingEnd),
     AwaitingShut(AwaitingShut),
+    OpeningPreempt(OpeningPreempt),
+    CompletingForPostcopy(CompletingForPostcopy),
+    Discarding(Discarding),
+    PackagingDevices(PackagingDevices),
+    SendingPackage(SendingPackage),
+    AwaitingRunning(AwaitingRunning),
+    Pushing(Pushing),
+    Draining(Draining),
+    CompletingPostcopy(CompletingPostcopy),
+    AwaitingCompletion(AwaitingCompletion),
+    Pausing(Pausing),
+    Paused(Paused),
+    Reconnecting(Reconnecting),
+    FetchingBitmaps(FetchingBitmaps),
+    ReopeningPreempt(ReopeningPreempt),
+    AwaitingResume(AwaitingResume),
     Resuming(Resuming),
     Finished(SourceOutcome),
 }
@@ -59,6 +78,22 @@ impl State {
             Self::ProvingDevices(state) => state.on(event, context, now),
             Self::SendingEnd(state) => state.on(event, context, now),
             Self::AwaitingShut(state) => state.on(event, context, now),
+            Self::OpeningPreempt(state) => state.on(event, context, now),
+            Self::CompletingForPostcopy(state) => state.on(event, context, now),
+            Self::Discarding(state) => state.on(event, context, now),
+            Self::PackagingDevices(state) => state.on(event, context, now),
+            Self::SendingPackage(state) => state.on(event, context, now),
+            Self::AwaitingRunning(state) => state.on(event, context, now),
+            Self::Pushing(state) => state.on(event, context, now),
+            Self::Draining(state) => state.on(event, context, now),
+            Self::CompletingPostcopy(state) => state.on(event, context, now),
+            Self::AwaitingCompletion(state) => state.on(event, context, now),
+            Self::Pausing(state) => state.on(event, context, now),
+            Self::Paused(state) => state.on(event, context, now),
+            Self::Reconnecting(state) => state.on(event, context, now),
+            Self::FetchingBitmaps(state) => state.on(event, context, now),
+            Self::ReopeningPreempt(state) => state.on(event, context, now),
+            Self::AwaitingResume(state) => state.on(event, context, now),
             Self::Resuming(state) => state.on(event, context, now),
             Self::Finished(_) => Ok(self),
         }
@@ -82,6 +117,22 @@ impl State {
             Self::ProvingDevices(_) => ProvingDevices::NAME,
             Self::SendingEnd(_) => SendingEnd::NAME,
             Self::AwaitingShut(_) => AwaitingShut::NAME,
+            Self::OpeningPreempt(_) => OpeningPreempt::NAME,
+            Self::CompletingForPostcopy(_) => CompletingForPostcopy::NAME,
+            Self::Discarding(_) => Discarding::NAME,
+            Self::PackagingDevices(_) => PackagingDevices::NAME,
+            Self::SendingPackage(_) => SendingPackage::NAME,
+            Self::AwaitingRunning(_) => AwaitingRunning::NAME,
+            Self::Pushing(_) => Pushing::NAME,
+            Self::Draining(_) => Draining::NAME,
+            Self::CompletingPostcopy(_) => CompletingPostcopy::NAME,
+            Self::AwaitingCompletion(_) => AwaitingCompletion::NAME,
+            Self::Pausing(_) => Pausing::NAME,
+            Self::Paused(_) => Paused::NAME,
+            Self::Reconnecting(_) => Reconnecting::NAME,
+            Self::FetchingBitmaps(_) => FetchingBitmaps::NAME,
+            Self::ReopeningPreempt(_) => ReopeningPreempt::NAME,
+            Self::AwaitingResume(_) => AwaitingResume::NAME,
             Self::Resuming(_) => Resuming::NAME,
             Self::Finished(_) => "finished",
         }
@@ -93,10 +144,21 @@ impl State {
             Self::SavingSetup(_) | Self::ProvingSetup(_) => MigrationStatus::Setup,
             Self::Syncing(_) | Self::Iterating(_) | Self::Throttled(_) => MigrationStatus::Active,
             Self::Barrier(_) | Self::Resting(_) | Self::StoppingVm(_) => MigrationStatus::Active,
+            Self::OpeningPreempt(_) => MigrationStatus::Active,
             Self::PreSwitchover(_) => MigrationStatus::PreSwitchover,
             Self::FinalSyncing(_) | Self::CompletingPrecopy(_) => MigrationStatus::Device,
             Self::SavingDevices(_) | Self::ProvingDevices(_) => MigrationStatus::Device,
             Self::SendingEnd(_) | Self::AwaitingShut(_) => MigrationStatus::Device,
+            Self::CompletingForPostcopy(_) | Self::Discarding(_) => MigrationStatus::Device,
+            Self::PackagingDevices(_) | Self::SendingPackage(_) => MigrationStatus::Device,
+            Self::AwaitingRunning(_) | Self::Pushing(_) => MigrationStatus::PostcopyActive,
+            Self::Draining(_) | Self::CompletingPostcopy(_) => MigrationStatus::PostcopyActive,
+            Self::AwaitingCompletion(_) => MigrationStatus::PostcopyActive,
+            Self::Pausing(state) => state.status(),
+            Self::Paused(_) => MigrationStatus::PostcopyPaused,
+            Self::Reconnecting(_) => MigrationStatus::PostcopyRecoverSetup,
+            Self::FetchingBitmaps(_) | Self::ReopeningPreempt(_) => MigrationStatus::PostcopyRecover,
+            Self::AwaitingResume(_) => MigrationStatus::PostcopyRecover,
             Self::Resuming(state) => state.status(),
             Self::Finished(outcome) => outcome.status(),
         }
@@ -112,8 +174,31 @@ impl State {
             Self::ProvingDevices(state) => state.deadline,
             Self::SendingEnd(state) => state.deadline,
             Self::AwaitingShut(state) => state.deadline,
+            Self::AwaitingRunning(state) => state.deadline(),
+            Self::Pushing(state) => state.deadline(),
+            Self::Draining(state) => state.deadline,
+            Self::AwaitingCompletion(state) => state.deadline,
+            Self::FetchingBitmaps(state) => state.deadline,
+            Self::AwaitingResume(state) => state.deadline,
             _ => None,
         }
+    }
+
+    /// Whether a changed limit can end or lengthen a pause of this state.
+    pub(super) const fn obeys_limits(&self) -> bool {
+        matches!(self, Self::Throttled(_) | Self::AwaitingRunning(_) | Self::Pushing(_))
+    }
+
+    /// Whether `migrate-pause` means something: postcopy has begun, and there is a connection to close.
+    pub(super) fn may_pause(&self) -> bool {
+        use MigrationStatus::{PostcopyActive, PostcopyRecover, PostcopyRecoverSetup};
+        let connected = !self.is_disconnected();
+        connected && matches!(self.status(), PostcopyActive | PostcopyRecover | PostcopyRecoverSetup)
+    }
+
+    /// The old connection is given up, and there is no new one: what still sounds from it means nothing.
+    pub(super) const fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Pausing(_) | Self::Paused(_))
     }
 }
 

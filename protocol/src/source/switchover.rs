@@ -2,6 +2,7 @@
 
 use super::commit::SendingEnd;
 use super::context::Context;
+use super::handover::CompletingForPostcopy;
 use super::interface::{SourceAction, SourceEvent};
 use super::outcome::{SourceFailure, Wait};
 use super::state::{State, Transition, unexpected};
@@ -9,17 +10,26 @@ use crate::ping::PingPurpose;
 use limosa_wire::ReturnMessage;
 use std::time::Instant;
 
+/// What follows the stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// All of the rest, and then the guest.
+    Precopy,
+    /// The guest first, as far as anything is owed then.
+    Postcopy,
+}
+
 /// The guest is being stopped.
 #[derive(Debug)]
-pub(super) struct StoppingVm;
+pub(super) struct StoppingVm(Way);
 
 /// The guest stands, and the user's word is waited for. There is no deadline: it is the user's guest.
 #[derive(Debug)]
-pub(super) struct PreSwitchover;
+pub(super) struct PreSwitchover(Way);
 
 /// The dirty log is merged for the last time.
 #[derive(Debug)]
-pub(super) struct FinalSyncing;
+pub(super) struct FinalSyncing(Way);
 
 /// The live handlers write the rest.
 #[derive(Debug)]
@@ -38,10 +48,10 @@ pub(super) struct ProvingDevices {
 impl StoppingVm {
     pub(super) const NAME: &'static str = "stopping the guest";
 
-    pub(super) fn enter(context: &mut Context, now: Instant) -> State {
+    pub(super) fn enter(way: Way, context: &mut Context, now: Instant) -> State {
         context.timeline.stop_asked = Some(now);
         context.act(SourceAction::StopVm);
-        State::StoppingVm(Self)
+        State::StoppingVm(Self(way))
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
@@ -49,9 +59,9 @@ impl StoppingVm {
             SourceEvent::VmStopped => {
                 context.timeline.vm_stopped = Some(now);
                 if context.config.pause_before_switchover {
-                    Ok(State::PreSwitchover(PreSwitchover))
+                    Ok(State::PreSwitchover(PreSwitchover(self.0)))
                 } else {
-                    Ok(FinalSyncing::enter(context))
+                    Ok(FinalSyncing::enter(self.0, context))
                 }
             }
             event => Err(unexpected(Self::NAME, "VmStopped", &event)),
@@ -64,7 +74,7 @@ impl PreSwitchover {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, _now: Instant) -> Transition {
         match event {
-            SourceEvent::Continue => Ok(FinalSyncing::enter(context)),
+            SourceEvent::Continue => Ok(FinalSyncing::enter(self.0, context)),
             event => Err(unexpected(Self::NAME, "Continue", &event)),
         }
     }
@@ -73,9 +83,9 @@ impl PreSwitchover {
 impl FinalSyncing {
     pub(super) const NAME: &'static str = "final sync";
 
-    fn enter(context: &mut Context) -> State {
+    fn enter(way: Way, context: &mut Context) -> State {
         context.act(SourceAction::SyncDirty);
-        State::FinalSyncing(Self)
+        State::FinalSyncing(Self(way))
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
@@ -83,6 +93,10 @@ impl FinalSyncing {
             SourceEvent::Synced { pending } => {
                 context.synced(pending);
                 context.timeline.final_synced = Some(now);
+                // With nothing owed there is nothing that could follow.
+                if self.0 == Way::Postcopy && pending.owed.0 > 0 {
+                    return Ok(CompletingForPostcopy::enter(context));
+                }
                 context.act(SourceAction::CompletePrecopy);
                 Ok(State::CompletingPrecopy(CompletingPrecopy))
             }

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::interface::{SourceAction, SourceEvent, SourceStep};
 use super::outcome::{SourceEnding, SourceFailure, SourceOutcome};
+use super::recovery;
 use super::state::{State, Transition};
 use crate::status::{GuestFate, MigrationStatus};
 use std::time::Instant;
@@ -26,8 +27,12 @@ pub(super) fn resume(ending: SourceEnding, context: &mut Context) -> State {
     State::Resuming(Resuming { ending })
 }
 
-/// The failure path of the state's phase: before the commit point the guest is ours, after it nobody knows.
-pub(super) fn fail(failure: SourceFailure, context: &mut Context) -> State {
+/// The failure path of the state's phase: before the commit point the guest is ours, after that of postcopy it can go on
+/// over another connection, after that of precopy nobody knows.
+pub(super) fn fail(failure: SourceFailure, status: MigrationStatus, context: &mut Context) -> State {
+    if context.package_taken {
+        return recovery::pause(failure, status, context);
+    }
     let ending = SourceEnding::Failed(failure);
     if !context.end_taken {
         return resume(ending, context);

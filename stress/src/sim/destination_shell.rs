@@ -131,6 +131,13 @@ impl DestinationShell {
                 }
                 self.machine.handle(DestinationEvent::GuestStarted);
             }
+            DestinationAction::PreparePostcopy
+            | DestinationAction::Discard { .. }
+            | DestinationAction::Listen
+            | DestinationAction::AwaitPages
+            | DestinationAction::Pause
+            | DestinationAction::SendBitmap { .. }
+            | DestinationAction::ResumeFaults => unreachable!("postcopy is not enabled"),
             DestinationAction::Finish => {
                 self.finished = true;
                 let unread = environment.link.main.under_way().len() > 0;

@@ -100,6 +100,7 @@ fn change_parameters(world: &mut World) {
         downtime_limit: Some(rng.choose(&limits)),
         max_bandwidth: Some(rng.choose(&rates)),
         switchover_bandwidth: Some(rng.choose(&rates)),
+        max_postcopy_bandwidth: Some(rng.choose(&rates)),
     };
     world.source.tell(SourceEvent::SetParameters(change));
 }

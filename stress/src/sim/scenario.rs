@@ -68,6 +68,7 @@ impl Scenario {
             convergence: ConvergenceConfig {
                 downtime_limit: rng.choose(&limits),
                 switchover_bandwidth: rng.one_in(8).then_some(BytesPerSecond(100_000_000)),
+                auto_postcopy: None,
             },
             max_bandwidth: rng.one_in(4).then_some(SLOW),
             ..SourceConfig::default()

@@ -234,6 +234,17 @@ impl SourceShell {
             SourceAction::ResumeVm => Some(Step::ResumeVm),
             SourceAction::CloseLink => Some(Step::CloseLink),
             SourceAction::Finish => Some(Step::Finish),
+            SourceAction::OpenPreempt
+            | SourceAction::CompleteForPostcopy
+            | SourceAction::SendDiscards
+            | SourceAction::PackageDevices { .. }
+            | SourceAction::SendPackage
+            | SourceAction::Push { .. }
+            | SourceAction::DrainUrgent
+            | SourceAction::CompletePostcopy
+            | SourceAction::Pause
+            | SourceAction::Reconnect
+            | SourceAction::FetchBitmaps => unreachable!("postcopy is not enabled"),
         }
     }
 

@@ -94,6 +94,8 @@ pub(crate) fn return_message() -> impl Strategy<Value = ReturnMessage> {
             .prop_map(|(block, bitmap)| ReturnMessage::RecvBitmap(ReceivedPages { block, bitmap })),
         Just(ReturnMessage::ResumeAck),
         Just(ReturnMessage::SwitchoverAck),
+        Just(ReturnMessage::Running),
+        Just(ReturnMessage::NeverRan),
     ]
 }
 

@@ -28,7 +28,7 @@ pub(super) fn check_source(source: &SourceShell) -> Result<(), Violation> {
                 "only completion gives the guest away",
             )?;
         }
-        GuestFate::InDoubt => {
+        GuestFate::InDoubt | GuestFate::Paused | GuestFate::Lost => {
             rule(!source.guest_runs, "a guest in doubt is stopped on the source")?;
             rule(matches!(outcome.ending, SourceEnding::Failed(_)), "doubt has a reason")?;
         }

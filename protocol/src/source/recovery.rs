@@ -1,0 +1,196 @@
+//! Pause and recovery: the connection is lost, the guest is not.
+//!
+//! While postcopy is paused the guest stays stopped here and runs there on the pages that it has. A recovery asks the
+//! destination what it holds, owes it the rest (I1), and goes on. If it fails, postcopy is paused again.
+
+use super::context::Context;
+use super::interface::{OperatorWord, SourceAction, SourceEvent};
+use super::outcome::{SourceEnding, SourceFailure, Wait};
+use super::postcopy::{Pushing, complete};
+use super::state::{State, Transition, unexpected};
+use super::unwind;
+use crate::status::{GuestFate, MigrationStatus};
+use limosa_wire::{Command, ReturnMessage};
+use std::time::Instant;
+
+/// The old connection is being silenced.
+#[derive(Debug)]
+pub(super) struct Pausing {
+    reason: SourceFailure,
+    was: MigrationStatus,
+}
+
+/// There is no connection. Only a user's word leads on.
+#[derive(Debug)]
+pub(super) struct Paused {
+    reason: SourceFailure,
+}
+
+/// A new connection is being made.
+#[derive(Debug)]
+pub(super) struct Reconnecting;
+
+/// The destination says what it holds.
+#[derive(Debug)]
+pub(super) struct FetchingBitmaps {
+    pub(super) deadline: Option<Instant>,
+}
+
+/// The link for pages that are asked for is being connected again.
+#[derive(Debug)]
+pub(super) struct ReopeningPreempt;
+
+/// RESUME is out; the destination says that it goes on.
+#[derive(Debug)]
+pub(super) struct AwaitingResume {
+    pub(super) deadline: Option<Instant>,
+}
+
+/// The failure path of every state in which the guest may run there.
+pub(super) fn pause(reason: SourceFailure, was: MigrationStatus, context: &mut Context) -> State {
+    // I8: what was meant for this connection dies with it, answers included.
+    context.drop_actions();
+    context.forget_pings();
+    context.act(SourceAction::Pause);
+    State::Pausing(Pausing { reason, was })
+}
+
+impl Pausing {
+    pub(super) const NAME: &'static str = "pausing";
+
+    /// The status of before: "paused" would promise that a recovery can begin.
+    pub(super) const fn status(&self) -> MigrationStatus {
+        self.was
+    }
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::Paused => {
+                context.counters.pauses += 1;
+                context.timeline.paused = Some(now);
+                Ok(State::Paused(Paused { reason: self.reason }))
+            }
+            // Answers to what was under way, and the sounds of the links closing.
+            _ => Ok(State::Pausing(self)),
+        }
+    }
+}
+
+impl Paused {
+    pub(super) const NAME: &'static str = "paused";
+
+    /// Why it is paused.
+    pub(super) const fn reason(&self) -> &SourceFailure {
+        &self.reason
+    }
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, _now: Instant) -> Transition {
+        let failed = SourceEnding::Failed(self.reason.clone());
+        match event {
+            SourceEvent::ResumePostcopy => {
+                context.act(SourceAction::Reconnect);
+                Ok(State::Reconnecting(Reconnecting))
+            }
+            SourceEvent::Operator(OperatorWord::NeverRan) if !context.runs_there => {
+                Ok(unwind::resume(failed, context))
+            }
+            SourceEvent::Operator(OperatorWord::HasGuest) => Ok(unwind::finish(
+                SourceEnding::Completed { confirmed: false },
+                GuestFate::OnDestination,
+                false,
+                context,
+            )),
+            SourceEvent::Operator(OperatorWord::GiveUp) => {
+                let fate = if context.runs_there { GuestFate::Paused } else { GuestFate::InDoubt };
+                Ok(unwind::finish(failed, fate, false, context))
+            }
+            _ => Ok(State::Paused(self)),
+        }
+    }
+}
+
+impl Reconnecting {
+    pub(super) const NAME: &'static str = "reconnecting";
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::Reconnected => {
+                context.act(SourceAction::FetchBitmaps);
+                Ok(State::FetchingBitmaps(FetchingBitmaps { deadline: recovery_deadline(context, now) }))
+            }
+            event => Err(unexpected(Self::NAME, "Reconnected", &event)),
+        }
+    }
+}
+
+impl FetchingBitmaps {
+    pub(super) const NAME: &'static str = "fetching bitmaps";
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::BitmapsMerged { pending } => {
+                // Only a destination that runs the guest and has lost its connection answers with them.
+                context.prove_running(now);
+                context.counters.pending = pending;
+                if context.uses_preempt() {
+                    context.act(SourceAction::OpenPreempt);
+                    Ok(State::ReopeningPreempt(ReopeningPreempt))
+                } else {
+                    Ok(AwaitingResume::enter(context, now))
+                }
+            }
+            event => on_last_word(event, Self::NAME, "the received bitmaps", context),
+        }
+    }
+}
+
+impl ReopeningPreempt {
+    pub(super) const NAME: &'static str = "reopening the preempt channel";
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::PreemptOpened => Ok(AwaitingResume::enter(context, now)),
+            event => on_last_word(event, Self::NAME, "PreemptOpened", context),
+        }
+    }
+}
+
+impl AwaitingResume {
+    pub(super) const NAME: &'static str = "awaiting resume";
+
+    fn enter(context: &mut Context, now: Instant) -> State {
+        context.act(SourceAction::SendCommand(Command::PostcopyResume));
+        State::AwaitingResume(Self { deadline: recovery_deadline(context, now) })
+    }
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::Return(ReturnMessage::ResumeAck) => Ok(Pushing::again(context, now)),
+            event => on_last_word(event, Self::NAME, "RESUME_ACK", context),
+        }
+    }
+}
+
+/// A destination that has ended already answers a recovery with its last word: it never ran the guest, or it has all of
+/// it. Only one that is known to give such answers is believed (I6, I7).
+fn on_last_word(
+    event: SourceEvent,
+    state: &'static str,
+    expected: &'static str,
+    context: &mut Context,
+) -> Transition {
+    match event {
+        SourceEvent::Return(ReturnMessage::NeverRan) if !context.runs_there => {
+            Ok(unwind::resume(SourceEnding::Failed(SourceFailure::NeverRan), context))
+        }
+        SourceEvent::Return(ReturnMessage::Shut(0)) if context.running_answers => Ok(complete(context)),
+        SourceEvent::Timeout => {
+            Err(SourceFailure::TimedOut { wait: Wait::Recovery, limit: context.config.timeouts.recovery })
+        }
+        event => Err(unexpected(state, expected, &event)),
+    }
+}
+
+fn recovery_deadline(context: &Context, now: Instant) -> Option<Instant> {
+    now.checked_add(context.config.timeouts.recovery)
+}
