@@ -261,7 +261,9 @@ fn a_cancel_at_any_moment_never_leaves_a_guest_in_doubt() {
                 source.put_into(RunState::Running);
                 destination.put_into(RunState::InMigrate);
             }
-            GuestFate::InDoubt => panic!("turn {turn}: {:?}", ended.outgoing),
+            GuestFate::InDoubt | GuestFate::Paused | GuestFate::Lost => {
+                panic!("turn {turn}: {:?}", ended.outgoing)
+            }
         }
     }
     assert!(cancelled > 0 && cancelled + completed == 400, "{cancelled} cancelled, {completed} completed");

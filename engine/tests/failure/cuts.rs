@@ -82,6 +82,7 @@ impl Bench {
                 assert!(arrived, "{what}");
                 assert!(stream::answers(&traffic.back).contains(&ReturnMessage::Shut(0)), "{what}");
             }
+            fate => panic!("{fate} without postcopy: {what}"),
         }
         if !lets_source_commit(&traffic.back) {
             assert_eq!(ended.outgoing.guest(), GuestFate::OnSource, "{what}");
