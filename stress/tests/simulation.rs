@@ -2,7 +2,7 @@
 //!
 //! A failure names its state and seed; `Scenario::struck_in` with the same two is the same run.
 
-use limosa_stress::sim::{Mutant, Place, Report, Scenario, Side, Violation, World};
+use limosa_stress::sim::{Mutant, Place, Report, Scenario, Side, World};
 use std::collections::BTreeSet;
 
 /// Seeds per state, all of which must strike in it.
@@ -110,20 +110,6 @@ fn is_killed(mutant: Mutant) -> bool {
     (0..MUTANT_RUNS_MAX).any(|seed| {
         let place = places[seed as usize % places.len()];
         let scenario = Scenario { mutant: Some(mutant), ..Scenario::struck_in(place, seed, PATIENCE) };
-        World::new(scenario).run().is_err_and(|violation| kills(&violation, mutant))
+        World::new(scenario).run().is_err_and(|violation| mutant.explains(&violation))
     })
-}
-
-/// Whether this violation is the one that the mutant must cause; dying of something else proves little.
-fn kills(violation: &Violation, mutant: Mutant) -> bool {
-    match mutant {
-        Mutant::DropsClaimedPage | Mutant::ClearsAfterRead => matches!(violation, Violation::LostPage { .. }),
-        Mutant::MarksBeforePlacing => matches!(violation, Violation::MarkedBeforePlaced { .. }),
-        Mutant::SkipsBarrier | Mutant::ReadsUnwrittenAnswer => {
-            matches!(violation, Violation::PassedBarrier { .. })
-        }
-        Mutant::ResumesInDoubt | Mutant::FlushesOutboxOnClose => matches!(violation, Violation::TwoGuests),
-        Mutant::TakesEofForSuccess => matches!(violation, Violation::WrongOutcome { .. }),
-        Mutant::IgnoresFullLink => matches!(violation, Violation::OverLimit { .. }),
-    }
 }

@@ -1,5 +1,6 @@
 //! The shell around the destination machine: reader, loader and return path in one.
 
+use super::channels::{Line, ReceiveChannels};
 use super::environment::Environment;
 use super::guest::PAGES;
 use super::link::{FRAMES_MAX, Frame, Received};
@@ -31,6 +32,9 @@ pub struct DestinationShell {
     pub finished: bool,
     /// A page whose second half is still to be done.
     half_placed: Option<(usize, u64)>,
+    channels: Option<ReceiveChannels>,
+    /// The main channel stands at a FLUSH record.
+    at_flush: bool,
     open: Option<SectionId>,
     acting: Option<DestinationAction>,
     ack_at: Option<Duration>,
@@ -38,8 +42,8 @@ pub struct DestinationShell {
 }
 
 impl DestinationShell {
-    /// A destination that listens. Its devices acknowledge the switchover at `ack_at`, if ever.
-    pub fn new(ack_at: Option<Duration>) -> Self {
+    /// A destination that listens, for so many channels. Its devices acknowledge the switchover at `ack_at`, if ever.
+    pub fn new(ack_at: Option<Duration>, channels: usize) -> Self {
         Self {
             machine: Destination::new(DestinationConfig::default()),
             pages: [None; PAGES],
@@ -50,6 +54,8 @@ impl DestinationShell {
             crashed: false,
             finished: false,
             half_placed: None,
+            channels: (channels > 0).then(|| ReceiveChannels::new(channels)),
+            at_flush: false,
             open: None,
             acting: None,
             ack_at,
@@ -89,7 +95,23 @@ impl DestinationShell {
             self.place_second_half(page, generation, environment);
             return true;
         }
+        if self.at_flush {
+            return self.pass_flush(environment);
+        }
         self.read(environment)
+    }
+
+    /// Receives pages on a channel, as its own thread would.
+    pub fn receive_on_channel(&mut self, environment: &mut Environment) -> bool {
+        let Some(channels) = self.channels.as_mut().filter(|_| !self.crashed && !self.finished) else {
+            return false;
+        };
+        channels.advance(&mut self.pages, &mut self.received, environment)
+    }
+
+    /// When the main channel will wait for a channel no longer.
+    pub fn patience_ends(&self) -> Option<Duration> {
+        self.channels.as_ref().filter(|_| !self.crashed && !self.finished)?.patience_ends()
     }
 
     /// The devices acknowledge the switchover, as VFIO does when its first state has arrived.
@@ -144,6 +166,7 @@ impl DestinationShell {
                 // Closing a socket with unread bytes resets it, and the last word may be lost with it.
                 let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
                 environment.link.main.cut(0);
+                environment.channels.iter_mut().for_each(|channel| channel.cut(0));
                 if unread { environment.link.back.cut(kept) } else { environment.link.back.close() }
             }
         }
@@ -173,6 +196,14 @@ impl DestinationShell {
                 self.open = None;
                 DestinationEvent::SectionLoaded { id }
             }
+            Frame::Flush if self.channels.is_some() => {
+                self.at_flush = true;
+                return;
+            }
+            Frame::Flush => return self.lost(LossReason::Unreadable),
+            Frame::EndOfStream if self.channels.as_ref().is_some_and(|channels| !channels.close()) => {
+                DestinationEvent::LoadFailed { section: self.open }
+            }
             Frame::EndOfStream => DestinationEvent::EndOfStream,
             Frame::VmDescription => DestinationEvent::VmDescriptionRead,
             Frame::Page { .. } | Frame::Device(_) if self.open.is_none() => {
@@ -185,6 +216,22 @@ impl DestinationShell {
             }
         };
         self.machine.handle(event);
+    }
+
+    /// Waits at a FLUSH record until every channel is at its point (I5).
+    fn pass_flush(&mut self, environment: &Environment) -> bool {
+        let channels = self.channels.as_mut().expect("a FLUSH record is for them");
+        let line = if environment.mutant == Some(Mutant::PassesFlush) {
+            channels.pass_blindly();
+            Line::Passed
+        } else {
+            channels.pass(environment.now)
+        };
+        self.at_flush = line == Line::Waits;
+        if line == Line::Failed {
+            self.machine.handle(DestinationEvent::LoadFailed { section: self.open });
+        }
+        line != Line::Waits
     }
 
     fn place_first_half(&mut self, page: usize, generation: u64, environment: &Environment) {

@@ -1,7 +1,8 @@
 //! What both shells stand in: time, chance, the link and the guest.
 
-use super::guest::Guest;
-use super::link::{Frame, Link};
+use super::channels::Packet;
+use super::guest::{Guest, SourceMemory};
+use super::link::{Channel, Frame, Link};
 use super::mutant::Mutant;
 use super::rng::Rng;
 use limosa_protocol::LossReason;
@@ -17,6 +18,10 @@ pub struct Environment {
     pub now: Duration,
     /// The connection.
     pub link: Link,
+    /// Connections for pages beside it; there may be none.
+    pub channels: Vec<Channel<Packet>>,
+    /// How late each of them is at most, in microseconds.
+    lateness: Vec<u64>,
     /// The guest's true state.
     pub guest: Guest,
     /// The mistake that the shells make.
@@ -24,11 +29,18 @@ pub struct Environment {
     start: Instant,
 }
 
+/// Microseconds between both ends of the main link at most. A channel takes as long or a hundred times as long: whole
+/// rounds overtake it where nothing stops them.
+const MAIN_LATENESS: u64 = 200;
+
 impl Environment {
-    /// At time zero, with a fresh link.
-    pub fn new(rng: Rng, guest: Guest, mutant: Option<Mutant>) -> Self {
+    /// At time zero, with a fresh link and so many channels beside it.
+    pub fn new(mut rng: Rng, guest: Guest, channels: usize, mutant: Option<Mutant>) -> Self {
         // The machines want instants; which one the run begins at changes nothing.
-        Self { rng, now: Duration::ZERO, link: Link::new(), guest, mutant, start: Instant::now() }
+        let start = Instant::now();
+        let lateness = (0..channels).map(|_| rng.choose(&[MAIN_LATENESS, 100 * MAIN_LATENESS])).collect();
+        let channels = (0..channels).map(|_| Channel::new()).collect();
+        Self { rng, now: Duration::ZERO, link: Link::new(), channels, lateness, guest, mutant, start }
     }
 
     /// The present, for the machines.
@@ -59,7 +71,28 @@ impl Environment {
         self.link.back.write(message, latency, self.now)
     }
 
+    /// Writes towards the destination on a channel.
+    ///
+    /// # Errors
+    /// The channel is gone.
+    pub fn write_channel(&mut self, channel: usize, packet: Packet) -> Result<(), LossReason> {
+        let latency = Duration::from_micros(self.rng.below(self.lateness[channel]));
+        self.channels[channel].write(packet, latency, self.now)
+    }
+
+    /// The guest may write a page in the moment in which it is being sent.
+    pub fn race(&mut self, page: usize, memory: &mut SourceMemory, guest_runs: bool) {
+        if guest_runs && self.rng.one_in(4) && self.guest.write_page(page, &mut memory.pages) {
+            memory.log[page] = true;
+        }
+    }
+
+    /// Whether every connection still works in both directions.
+    pub fn is_whole(&self) -> bool {
+        self.link.is_whole() && self.channels.iter().all(Channel::is_open)
+    }
+
     fn latency(&mut self) -> Duration {
-        Duration::from_micros(self.rng.below(200))
+        Duration::from_micros(self.rng.below(MAIN_LATENESS))
     }
 }

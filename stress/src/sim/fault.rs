@@ -7,6 +7,7 @@ use limosa_protocol::{
 use limosa_wire::{Command, ReturnMessage, SectionId};
 use std::time::Duration;
 
+use super::channels::Packet;
 use super::link::Frame;
 
 /// One thing that goes wrong, or that a user does at a bad moment.
@@ -16,6 +17,12 @@ pub enum Fault {
     CutLink,
     /// The connection goes dead without a word.
     SilenceLink,
+    /// A channel breaks; some of what is under way still arrives.
+    CutChannel,
+    /// A channel goes dead without a word.
+    SilenceChannel,
+    /// A SYNC packet does not arrive.
+    LoseSync,
     /// The source's process dies, and the guest if it was there.
     CrashSource,
     /// The destination's process dies, and the guest if it was there.
@@ -39,7 +46,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// All of them.
+    /// Those of the channels.
+    pub const OF_CHANNELS: [Self; 3] = [Self::CutChannel, Self::SilenceChannel, Self::LoseSync];
+
+    /// All that need no channels.
     pub const ALL: [Self; 12] = [
         Self::CutLink,
         Self::SilenceLink,
@@ -61,13 +71,24 @@ impl Fault {
         match self {
             Self::CutLink => cut(world),
             Self::SilenceLink => world.environment.link.silence(now),
+            Self::CutChannel => {
+                let channel = some_channel(world);
+                cut_channel(world, channel);
+            }
+            Self::SilenceChannel => {
+                let channel = some_channel(world);
+                world.environment.channels[channel].silence(now);
+            }
+            Self::LoseSync => lose_sync(world),
             Self::CrashSource => {
                 world.source.crash();
                 cut(world);
+                cut_channels(world);
             }
             Self::CrashDestination => {
                 world.destination.crash();
                 cut(world);
+                cut_channels(world);
             }
             Self::FailSourceStep => world.source.fail_step(),
             Self::FailDestinationStep => world.destination.fail_step(),
@@ -90,6 +111,26 @@ fn cut(world: &mut World) {
     let main = rng.below(link.main.under_way().len() as u64 + 1) as usize;
     let back = rng.below(link.back.under_way().len() as u64 + 1) as usize;
     link.cut(main, back);
+}
+
+fn some_channel(world: &mut World) -> usize {
+    world.environment.rng.below(world.environment.channels.len() as u64) as usize
+}
+
+fn cut_channel(world: &mut World, channel: usize) {
+    let channel = &mut world.environment.channels[channel];
+    let kept = world.environment.rng.below(channel.under_way().len() as u64 + 1) as usize;
+    channel.cut(kept);
+}
+
+fn cut_channels(world: &mut World) {
+    (0..world.environment.channels.len()).for_each(|channel| cut_channel(world, channel));
+}
+
+/// Harmless if none is under way.
+fn lose_sync(world: &mut World) {
+    let mut channels = world.environment.channels.iter_mut();
+    let _ = channels.any(|channel| channel.lose(|packet| *packet == Packet::Sync));
 }
 
 fn change_parameters(world: &mut World) {

@@ -27,6 +27,8 @@ pub enum Frame {
         /// Its kind.
         kind: SectionKind,
     },
+    /// Every channel is to be at its next synchronisation point.
+    Flush,
     /// A page of the open section and the generation of its bytes.
     Page {
         /// Which page.
@@ -104,7 +106,7 @@ impl Link {
 
     /// Whether both directions still work.
     pub fn is_whole(&self) -> bool {
-        self.main.state == ChannelState::Open && self.back.state == ChannelState::Open
+        self.main.is_open() && self.back.is_open()
     }
 }
 
@@ -114,9 +116,27 @@ impl Default for Link {
     }
 }
 
+impl<T> Default for Channel<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Channel<T> {
-    fn new() -> Self {
+    /// A fresh one.
+    pub fn new() -> Self {
         Self { queue: VecDeque::with_capacity(FRAMES_MAX), state: ChannelState::Open }
+    }
+
+    /// Whether nothing has happened to it yet.
+    pub fn is_open(&self) -> bool {
+        self.state == ChannelState::Open
+    }
+
+    /// Loses one item on its way, the oldest that `wanted` accepts; whether there was one.
+    pub fn lose(&mut self, wanted: impl Fn(&T) -> bool) -> bool {
+        let place = self.queue.iter().position(|(_, item)| wanted(item));
+        place.and_then(|place| self.queue.remove(place)).is_some()
     }
 
     /// What is under way, oldest first.
@@ -190,7 +210,8 @@ impl<T> Channel<T> {
         }
     }
 
-    fn silence(&mut self, now: Duration) {
+    /// Nothing arrives any more, and nobody is told.
+    pub fn silence(&mut self, now: Duration) {
         if self.state == ChannelState::Open {
             self.state = ChannelState::Silent { since: now };
         }

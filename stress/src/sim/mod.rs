@@ -12,6 +12,7 @@
 //!
 //! **Deliberately absent:** threads, sockets, real time, guest memory.
 
+mod channels;
 mod check;
 mod destination_shell;
 mod environment;
@@ -24,6 +25,7 @@ mod scenario;
 mod source_shell;
 mod world;
 
+pub use channels::{Packet, QUEUED_PER_CHANNEL, ReceiveChannels, SYNC_PATIENCE, SendChannels};
 pub use check::{Checks, Violation};
 pub use destination_shell::DestinationShell;
 pub use environment::Environment;

@@ -3,6 +3,8 @@
 //! Each wraps an action or an event of a machine that is itself untouched. A simulator that lets one of them live
 //! would not notice the same mistake in the engine either.
 
+use super::check::Violation;
+
 /// A mistake of a shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutant {
@@ -24,10 +26,14 @@ pub enum Mutant {
     ReadsUnwrittenAnswer,
     /// I11: the writer does not wait for room.
     IgnoresFullLink,
+    /// I5: the channels are not brought into line at the end of a round.
+    SkipsFlush,
+    /// I5: the main channel does not wait for the channels at a FLUSH record.
+    PassesFlush,
 }
 
 impl Mutant {
-    /// All of them.
+    /// All that need no channels.
     pub const ALL: [Self; 9] = [
         Self::DropsClaimedPage,
         Self::ClearsAfterRead,
@@ -39,4 +45,25 @@ impl Mutant {
         Self::ReadsUnwrittenAnswer,
         Self::IgnoresFullLink,
     ];
+
+    /// Those of the channels.
+    pub const OF_CHANNELS: [Self; 2] = [Self::SkipsFlush, Self::PassesFlush];
+
+    /// Whether this violation is one that the mistake must cause; dying of something else proves little.
+    pub fn explains(self, violation: &Violation) -> bool {
+        match self {
+            Self::DropsClaimedPage | Self::ClearsAfterRead => matches!(violation, Violation::LostPage { .. }),
+            Self::MarksBeforePlacing => matches!(violation, Violation::MarkedBeforePlaced { .. }),
+            Self::SkipsBarrier | Self::ReadsUnwrittenAnswer => {
+                matches!(violation, Violation::PassedBarrier { .. })
+            }
+            Self::ResumesInDoubt | Self::FlushesOutboxOnClose => matches!(violation, Violation::TwoGuests),
+            Self::TakesEofForSuccess => matches!(violation, Violation::WrongOutcome { .. }),
+            Self::IgnoresFullLink => matches!(violation, Violation::OverLimit { .. }),
+            Self::SkipsFlush | Self::PassesFlush => matches!(
+                violation,
+                Violation::PassedBarrier { .. } | Violation::LostPage { .. } | Violation::WrongState { .. }
+            ),
+        }
+    }
 }

@@ -49,6 +49,8 @@ pub struct Scenario {
     pub writes: u32,
     /// Pages that it writes to.
     pub working_set: u64,
+    /// Connections for pages beside the main one.
+    pub channels: usize,
     /// What goes wrong, in this order; each is armed when the one before it has struck.
     pub strikes: Vec<Strike>,
     /// The mistake that the shells make.
@@ -78,6 +80,7 @@ impl Scenario {
             source,
             writes: rng.below(60) as u32,
             working_set: 1 + rng.below(PAGES as u64),
+            channels: 0,
             strikes: Vec::new(),
             mutant: None,
             rng,
@@ -105,6 +108,25 @@ impl Scenario {
         scenario
     }
 
+    /// A migration over channels in which nothing goes wrong.
+    pub fn over_channels(seed: u64) -> Self {
+        let mut scenario = Self::undisturbed(seed);
+        scenario.channels = 1 + scenario.rng.below(CHANNELS_MAX) as usize;
+        scenario
+    }
+
+    /// The same with a fault of a channel, when so many steps are done, and perhaps another fault some time later.
+    pub fn with_a_channel_struck(fault: Fault, seed: u64) -> Self {
+        let mut scenario = Self::over_channels(seed);
+        let rng = &mut scenario.rng;
+        scenario.strikes.push(Strike { place: None, after: rng.below(CHANNEL_STEPS), fault });
+        if rng.one_in(4) {
+            let after = rng.below(40);
+            scenario.strikes.push(Strike { place: None, after, fault: rng.choose(&Fault::ALL) });
+        }
+        scenario
+    }
+
     /// Changes the settings that would keep a migration out of this state.
     fn make_reachable(&mut self, state: &str) {
         match state {
@@ -126,6 +148,12 @@ impl Scenario {
 
 /// Half a megabyte per second: the burst is five pages.
 const SLOW: BytesPerSecond = BytesPerSecond(500_000);
+
+/// Enough that most pages have company.
+const CHANNELS_MAX: u64 = 4;
+
+/// Most migrations over channels take a little more.
+const CHANNEL_STEPS: u64 = 400;
 
 /// States in which the guest is stopped and a cancel is still obeyed.
 const STOPPED_STATES: [&str; 4] = ["final sync", "completing precopy", "saving devices", "proving devices"];

@@ -3,9 +3,10 @@
 //! It works a step at a time, so that anything can happen between two page records. Like a coordinator it looks into
 //! its inbox between actions; unlike one it chooses by chance, and hands results in late.
 
+use super::channels::SendChannels;
 use super::environment::Environment;
 use super::guest::{RECORD_BYTES, SourceMemory};
-use super::link::{FRAMES_MAX, Frame, Received};
+use super::link::{Channel, FRAMES_MAX, Frame, Received};
 use super::mutant::Mutant;
 use limosa_pages::ByteCount;
 use limosa_protocol::{
@@ -45,6 +46,8 @@ pub struct SourceShell {
     pub finished: bool,
     /// The guest could not be brought back.
     pub resume_failed: bool,
+    /// Where pages leave beside the main channel.
+    pub channels: Option<SendChannels>,
     inbox: VecDeque<SourceEvent>,
     step: Option<Step>,
     return_path: bool,
@@ -106,6 +109,8 @@ impl SourceShell {
             crashed: false,
             finished: false,
             resume_failed: false,
+            channels: (!environment.channels.is_empty())
+                .then(|| SendChannels::new(environment.channels.len())),
             inbox: VecDeque::new(),
             step: None,
             return_path,
@@ -192,6 +197,14 @@ impl SourceShell {
         true
     }
 
+    /// Sends pages on a channel, as its own thread would.
+    pub fn send_on_channel(&mut self, environment: &mut Environment) -> bool {
+        let Some(channels) = self.channels.as_mut().filter(|_| !self.crashed && !self.finished) else {
+            return false;
+        };
+        channels.advance(&mut self.memory, self.guest_runs, environment)
+    }
+
     fn begin(&mut self, action: SourceAction, environment: &mut Environment) -> Option<Step> {
         let open = |kind| Frame::Open { id: RAM, kind };
         let frames = |list: &[Frame]| list.iter().cloned().collect::<VecDeque<_>>();
@@ -209,7 +222,9 @@ impl SourceShell {
                 write(&[Frame::Command(command)], None, &[], WriteResult::Command)
             }
             SourceAction::SaveSetup => {
-                write(&[open(SectionKind::Start(RAM_ENTRY))], None, &[Frame::Footer(RAM)], WriteResult::Setup)
+                let before = [open(SectionKind::Start(RAM_ENTRY)), Frame::Flush];
+                let frames = if self.channels.is_some() { &before[..] } else { &before[..1] };
+                write(frames, None, &[Frame::Footer(RAM)], WriteResult::Setup)
             }
             SourceAction::Iterate { max_bytes, .. } => {
                 let pages_left = 1 + environment.rng.below(6);
@@ -287,6 +302,7 @@ impl SourceShell {
                 }
                 environment.link.main.close();
                 environment.link.back.cut(0);
+                environment.channels.iter_mut().for_each(Channel::close);
                 self.finished = true;
             }
         }
@@ -295,6 +311,16 @@ impl SourceShell {
 
     /// Writes the next frame. `false` while the link has no room.
     fn write(&mut self, mut write: Write, environment: &mut Environment) -> bool {
+        if let Some(channels) = &self.channels {
+            if let Some(reason) = channels.failure() {
+                self.lost(reason, environment);
+                return true;
+            }
+            if !channels.are_in_line() {
+                self.step = Some(Step::Write(write));
+                return false;
+            }
+        }
         let room = environment.link.main.has_room(environment.now)
             || environment.mutant == Some(Mutant::IgnoresFullLink);
         if let Some(slice) = &mut write.pages
@@ -310,6 +336,7 @@ impl SourceShell {
             }
             if slice.pages_left == 0 || slice.bytes_left == 0 || self.memory.owed.count().0 == 0 {
                 write.pages = None;
+                self.end_round(&mut write, environment);
                 self.step = Some(Step::Write(write));
                 return true;
             }
@@ -320,6 +347,10 @@ impl SourceShell {
         }
         let frame = match write.before.pop_front() {
             Some(frame) => Some(frame),
+            // One in four is a zero page, say, which leaves on the main channel.
+            None if write.pages.is_some() && self.channels.is_some() && !environment.rng.one_in(4) => {
+                return self.submit_page(write);
+            }
             None if write.pages.is_some() => Some(self.next_page(&mut write, environment)),
             None => write.after.pop_front(),
         };
@@ -327,8 +358,14 @@ impl SourceShell {
             self.written(&write, environment);
             return true;
         };
+        let flushes = frame == Frame::Flush;
         match environment.write_main(frame) {
-            Ok(()) => self.step = Some(Step::Write(write)),
+            Ok(()) => {
+                if let Some(channels) = self.channels.as_mut().filter(|_| flushes) {
+                    channels.bring_into_line();
+                }
+                self.step = Some(Step::Write(write));
+            }
             Err(reason) => self.lost(reason, environment),
         }
         true
@@ -336,29 +373,44 @@ impl SourceShell {
 
     /// Claims a page and reads it, in the order that loses no write (I2).
     fn next_page(&mut self, write: &mut Write, environment: &mut Environment) -> Frame {
-        let slice = write.pages.as_mut().expect("there is a slice under way");
         let page = self.memory.claim_next().expect("something is owed");
         let generation = if environment.mutant == Some(Mutant::ClearsAfterRead) {
             let generation = self.memory.pages[page];
-            self.guest_races(page, environment);
+            environment.race(page, &mut self.memory, self.guest_runs);
             self.memory.log[page] = false;
             generation
         } else {
             self.memory.log[page] = false;
-            self.guest_races(page, environment);
+            environment.race(page, &mut self.memory, self.guest_runs);
             self.memory.pages[page]
         };
-        slice.pages_left -= 1;
-        slice.bytes_left = slice.bytes_left.saturating_sub(RECORD_BYTES);
-        write.sent += RECORD_BYTES;
+        write.count_page();
+        if let Some(channels) = &mut self.channels {
+            channels.races_on_main();
+        }
         Frame::Page { page, generation }
     }
 
-    /// The guest may write a page in the moment in which it is being sent.
-    fn guest_races(&mut self, page: usize, environment: &mut Environment) {
-        let Environment { guest, rng, .. } = environment;
-        if self.guest_runs && rng.one_in(4) && guest.write_page(page, &mut self.memory.pages) {
-            self.memory.log[page] = true;
+    /// Claims a page for whichever channel is free; its bytes are read there. `false` while none can take it.
+    fn submit_page(&mut self, mut write: Write) -> bool {
+        let channels = self.channels.as_mut().expect("asked by the caller");
+        let room = channels.has_room();
+        if room {
+            let page = self.memory.claim_next().expect("something is owed");
+            self.memory.log[page] = false;
+            channels.submit(page);
+            write.count_page();
+        }
+        self.step = Some(Step::Write(write));
+        room
+    }
+
+    /// With the last page of a round the channels are brought into line (I5).
+    fn end_round(&self, write: &mut Write, environment: &Environment) {
+        let racing = self.channels.as_ref().is_some_and(SendChannels::is_racing);
+        let skips = environment.mutant == Some(Mutant::SkipsFlush) && write.result == WriteResult::Slice;
+        if racing && !skips && self.memory.owed.count().0 == 0 {
+            write.after.push_front(Frame::Flush);
         }
     }
 
@@ -399,6 +451,10 @@ impl SourceShell {
         }
         environment.link.main.close();
         environment.link.back.cut(0);
+        for channel in &mut environment.channels {
+            let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
+            channel.cut(kept);
+        }
     }
 
     /// Hands a result in, at once or behind what waits in the inbox.
@@ -427,6 +483,15 @@ impl SourceShell {
         if environment.mutant == Some(Mutant::ReadsUnwrittenAnswer) && *command == Command::Ping(switchover) {
             self.tell(SourceEvent::Return(ReturnMessage::Pong(switchover)));
         }
+    }
+}
+
+impl Write {
+    fn count_page(&mut self) {
+        let slice = self.pages.as_mut().expect("there is a slice under way");
+        slice.pages_left -= 1;
+        slice.bytes_left = slice.bytes_left.saturating_sub(RECORD_BYTES);
+        self.sent += RECORD_BYTES;
     }
 }
 

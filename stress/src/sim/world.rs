@@ -4,6 +4,7 @@ use super::check::{Checks, Violation};
 use super::destination_shell::DestinationShell;
 use super::environment::Environment;
 use super::guest::Guest;
+use super::link::Channel;
 use super::scenario::{Place, Scenario, Side, Strike};
 use super::source_shell::SourceShell;
 use limosa_protocol::SourceEvent;
@@ -43,19 +44,22 @@ pub struct Report {
     pub visited: Vec<Place>,
 }
 
-/// Who acts.
+/// Who acts, if there are no channels.
 const ACTORS: u64 = 6;
+
+/// Who acts besides: the two ends of the channels.
+const CHANNEL_ACTORS: u64 = 2;
 
 impl World {
     /// The world of a scenario, at time zero.
     pub fn new(scenario: Scenario) -> Self {
         let guest = Guest::new(scenario.writes, scenario.working_set);
-        let mut environment = Environment::new(scenario.rng, guest, scenario.mutant);
+        let mut environment = Environment::new(scenario.rng, guest, scenario.channels, scenario.mutant);
         let source = SourceShell::new(scenario.source, &mut environment);
         Self {
             environment,
             source,
-            destination: DestinationShell::new(scenario.ack_at),
+            destination: DestinationShell::new(scenario.ack_at, scenario.channels),
             checks: Checks::default(),
             strikes: scenario.strikes.into(),
             steps_in_place: 0,
@@ -129,8 +133,9 @@ impl World {
     /// Somebody does something; if nobody can, time passes until somebody can.
     fn step(&mut self) -> Result<(), Violation> {
         self.environment.now += Duration::from_micros(self.environment.rng.below(50));
-        let first = self.environment.rng.below(ACTORS);
-        if (first..first + ACTORS).any(|actor| self.act(actor % ACTORS)) {
+        let actors = ACTORS + if self.environment.channels.is_empty() { 0 } else { CHANNEL_ACTORS };
+        let first = self.environment.rng.below(actors);
+        if (first..first + actors).any(|actor| self.act(actor % actors)) {
             return Ok(());
         }
         match self.next_time() {
@@ -150,7 +155,9 @@ impl World {
             2 => self.destination.advance(environment),
             3 => self.destination.acknowledge(environment),
             4 => self.guest_writes(),
-            _ => self.user_continues(),
+            5 => self.user_continues(),
+            6 => self.source.send_on_channel(environment),
+            _ => self.destination.receive_on_channel(environment),
         }
     }
 
@@ -191,8 +198,15 @@ impl World {
         let machine = self.source.machine.poll_timeout().map(|time| environment.since_start(time));
         let timer = machine.filter(|_| !self.source.crashed && !self.source.finished);
         let link = &environment.link;
-        let times = [timer, link.main.next_time(), link.back.next_time(), self.destination.ack_time()];
-        let ahead = times.into_iter().flatten().filter(|time| *time > environment.now).min();
+        let times = [
+            timer,
+            link.main.next_time(),
+            link.back.next_time(),
+            self.destination.ack_time(),
+            self.destination.patience_ends(),
+        ];
+        let channels = environment.channels.iter().map(Channel::next_time);
+        let ahead = times.into_iter().chain(channels).flatten().filter(|time| *time > environment.now).min();
         // A user who tosses a coin before he acts needs no time, only another toss.
         let user = self.source.machine.state_name() == "pre-switchover" && !self.source.crashed;
         ahead.or(user.then_some(environment.now))

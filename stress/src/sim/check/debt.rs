@@ -1,6 +1,7 @@
 //! I1 and I5: no page is forgotten, and nothing is under way behind a barrier.
 
 use super::Violation;
+use crate::sim::channels::Packet;
 use crate::sim::destination_shell::DestinationShell;
 use crate::sim::environment::Environment;
 use crate::sim::guest::PAGES;
@@ -24,15 +25,13 @@ impl BarrierWatch {
         let state = source.machine.state_name();
         let before = std::mem::replace(&mut self.last_state, state);
         // On a link that is not whole, or behind a refusal, pages are lost and the migration with them.
-        let over = !environment.link.is_whole() || destination.machine.outcome().is_some() || source.crashed;
+        let over = !environment.is_whole() || destination.machine.outcome().is_some() || source.crashed;
         if state == before || over {
             return Ok(());
         }
         match (before, state) {
             ("barrier", "syncing") => {
-                let pages =
-                    environment.link.main.under_way().any(|frame| matches!(frame, Frame::Page { .. }));
-                if pages {
+                if pages_under_way(source, environment) {
                     return Err(Violation::PassedBarrier { what: "a page of the round" });
                 }
             }
@@ -47,6 +46,14 @@ impl BarrierWatch {
     }
 }
 
+/// Whether a page is on its way, on any connection or in front of one.
+fn pages_under_way(source: &SourceShell, environment: &Environment) -> bool {
+    let main = environment.link.main.under_way().any(|frame| matches!(frame, Frame::Page { .. }));
+    let mut packets = environment.channels.iter().flat_map(|channel| channel.under_way());
+    let queued = source.channels.as_ref().is_some_and(|channels| channels.queued().len() > 0);
+    main || queued || packets.any(|packet| matches!(packet, Packet::Page { .. }))
+}
+
 /// Every page is owed, logged, under way or held.
 fn check_debt(
     source: &SourceShell,
@@ -59,6 +66,14 @@ fn check_debt(
         if let Frame::Page { page, generation } = frame {
             settled[*page] |= *generation == memory.pages[*page];
         }
+    }
+    for packet in environment.channels.iter().flat_map(|channel| channel.under_way()) {
+        if let Packet::Page { page, generation } = packet {
+            settled[*page] |= *generation == memory.pages[*page];
+        }
+    }
+    for page in source.channels.iter().flat_map(|channels| channels.queued()) {
+        settled[page] = true;
     }
     let lost = (0..PAGES).find(|page| {
         let held = destination.pages[*page] == Some(memory.pages[*page]);

@@ -17,5 +17,11 @@ pub(super) fn check(source: &SourceShell, environment: &Environment) -> Result<(
     };
     below("main link", environment.link.main.under_way().len(), FRAMES_MAX + FAULTS_MAX)?;
     below("return path", environment.link.back.under_way().len(), FRAMES_MAX + FAULTS_MAX)?;
+    for channel in &environment.channels {
+        below("channel", channel.under_way().len(), FRAMES_MAX)?;
+    }
+    if let Some(channels) = &source.channels {
+        below("queue of the channels", channels.queued().len(), channels.capacity())?;
+    }
     below("inbox", source.inbox_length(), INBOX_MAX + OWN_EVENTS_MAX)
 }
