@@ -1,6 +1,6 @@
 //! One bit per page of one block, shared between threads without a lock.
 
-use crate::units::{PageCount, PageIndex, PageRun};
+use crate::units::{PageCount, PageIndex, PageRun, PageSize};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const BITS: u64 = u64::BITS as u64;
@@ -77,6 +77,35 @@ impl DirtyBitmap {
     #[must_use = "a won claim must be shipped; nobody else will"]
     pub fn claim(&self, page: PageIndex) -> bool {
         self.bits.clear_bit(page)
+    }
+
+    /// Takes responsibility for a host page of several target pages, all of which are owed or none: `false` if they are not
+    /// owed or another claimer has them.
+    ///
+    /// Its first page stands for all. A block whose host pages leave as a whole must be claimed with this alone, and be
+    /// owed in whole host pages, as [`Self::owe_whole`] makes it.
+    ///
+    /// # Panics
+    /// If the host page leaves the block.
+    #[must_use = "a won claim must be shipped; nobody else will"]
+    pub fn claim_host_page(&self, host_page: PageRun) -> bool {
+        let won = self.bits.clear_bit(host_page.start);
+        if won {
+            self.bits.clear(host_page);
+        }
+        won
+    }
+
+    /// Owes every host page of `size` of which a target page is owed. Nobody may claim meanwhile.
+    pub fn owe_whole(&self, size: PageSize) {
+        let unit = size.target_pages();
+        let mut from = PageIndex(0);
+        while let Some(run) = self.next_owed(from, PageCount(1)) {
+            let start = PageIndex(run.start.0 - run.start.0 % unit.0);
+            let host_page = PageRun::new(start, PageCount(unit.0.min(self.bits.pages.0 - start.0)));
+            self.mark(host_page);
+            from = host_page.end();
+        }
     }
 
     /// The first owed run at or after `from`, at most `max` long, left owed.

@@ -56,6 +56,11 @@ impl PageScheduler {
         self.urgent.push_back((block, run));
     }
 
+    /// Goes on at `page` of `block`: somebody faulted there.
+    pub fn seek(&mut self, block: BlockId, page: PageIndex) {
+        (self.block, self.page) = (block.0, page);
+    }
+
     /// Claims the next pages into `batch`, at most `max`; `false` if nothing is owed.
     ///
     /// After a request the cursor goes on behind it, because faults have neighbours.
