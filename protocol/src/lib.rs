@@ -30,6 +30,7 @@ mod bandwidth;
 mod convergence;
 mod destination;
 mod error;
+mod faults;
 mod ping;
 mod source;
 mod status;
@@ -46,6 +47,9 @@ pub use destination::{
     DestinationFailure, DestinationOutcome, EntryIndex, PostcopyStream, SECTIONS_MAX, SectionKind,
 };
 pub use error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
+pub use faults::{
+    AnsweredFault, Blocktime, BlocktimeReport, FaultTable, KernelThread, PageFault, WAITING_PAGES_MAX,
+};
 pub use ping::{PingPurpose, ROUNDS_MAX};
 pub use source::{
     EMPTY_SLICES_MAX, OperatorWord, ParameterChange, Pending, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX, Source,
