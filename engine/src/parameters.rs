@@ -145,6 +145,11 @@ impl Parameters {
             Codec::None => return Ok(()),
             Codec::Zlib { level } => ("multifd-zlib-level", level, ZLIB_LEVEL_MAX, "0 to 9"),
             Codec::Zstd { level } => ("multifd-zstd-level", level, ZSTD_LEVEL_MAX, "0 to 20"),
+            // Nobody has asked the other side yet whether it understands them.
+            Codec::Lz4 | Codec::ZstdPacket { .. } => {
+                let name = "multifd-compression";
+                return Err(ParameterError::OutOfRange { name, got: 0, expected: "none, zlib or zstd" });
+            }
         };
         if level > maximum {
             return Err(ParameterError::OutOfRange { name, got: u64::from(level), expected });

@@ -1,6 +1,7 @@
 //! What ends a channel, and with it the migration.
 
-use limosa_compress::PacketError;
+use limosa_compress::delta::DeltaError;
+use limosa_compress::{PacketError, PerPacketError};
 use limosa_pages::ByteCount;
 use limosa_transport::TransportError;
 use limosa_wire::WireError;
@@ -36,6 +37,9 @@ pub enum SendFailure {
     /// Its pages could not be compressed.
     #[error("compression failed")]
     Codec(#[from] PacketError),
+    /// Pages could not be compressed into a packet of their own.
+    #[error("compression failed")]
+    PerPacketCodec(#[from] PerPacketError),
     /// There is no thread for it.
     #[error("no thread for the channel")]
     Thread(#[source] io::Error),
@@ -138,9 +142,28 @@ pub enum ReceiveFailure {
         /// Why.
         source: PacketError,
     },
+    /// A compressed block that does not make exactly its pages.
+    #[error("a compressed block of {block} bytes cannot be decompressed")]
+    Block {
+        /// Bytes in the block.
+        block: usize,
+        /// Why.
+        source: PerPacketError,
+    },
+    /// Bytes that are no delta records, or not as many as announced.
+    #[error("delta records of {bytes} bytes cannot be read")]
+    Deltas {
+        /// Bytes of all of them.
+        bytes: usize,
+        /// Why.
+        source: DeltaError,
+    },
     /// A decompressor could not be had.
     #[error("no decompressor")]
     NoDecoder(#[source] PacketError),
+    /// A decompressor for packets of their own could not be had.
+    #[error("no decompressor")]
+    NoPacketDecoder(#[source] PerPacketError),
     /// State of a device; nothing here takes it.
     #[error("device state of {idstr:?} on a channel of pages")]
     DeviceState {

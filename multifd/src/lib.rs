@@ -60,6 +60,7 @@
 mod error;
 mod pool;
 mod receive;
+mod runs;
 mod send;
 mod shutdown;
 mod statistics;

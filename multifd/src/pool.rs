@@ -5,6 +5,7 @@
 //! even with a panic, is reported by the worker at once, because its channel may be blocked in its link.
 
 mod pipeline;
+mod tools;
 mod workspaces;
 
 use crossbeam_utils::CachePadded;
@@ -21,6 +22,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 pub(crate) use pipeline::Pipeline;
+pub(crate) use tools::Tools;
 pub(crate) use workspaces::Workspaces;
 
 /// What the workers of one end have done so far.

@@ -3,16 +3,17 @@
 mod barrier;
 mod channel;
 mod decode;
+mod parcel;
 mod runs;
 mod sink;
 
 use crate::error::{Connection, ReceiveError, ReceiveFailure};
-use crate::pool::{CodecPool, PoolStatistics, Workspaces};
+use crate::pool::{CodecPool, PoolStatistics};
 use crate::shutdown::ChannelsShutdown;
 use crate::statistics::{AllCounters, ChannelStatistics};
 use barrier::Barrier;
 use channel::Channel;
-use decode::Decoding;
+use decode::{Decoders, Decoding};
 use limosa_transport::{LinkReader, ShutdownHandle};
 use limosa_wire::multifd::{Compression, InitPacket};
 use std::num::NonZeroU8;
@@ -31,7 +32,8 @@ pub const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 pub struct ReceiveConfig {
     /// UUID of the virtual machine; zeros if it has none. Every channel must say the same.
     pub uuid: [u8; 16],
-    /// How packets must be compressed: [`Compression::None`], [`Compression::Zlib`] or [`Compression::Zstd`].
+    /// How packets must be compressed: [`Compression::None`], [`Compression::Zlib`], [`Compression::Zstd`] or
+    /// [`Compression::PerPacket`].
     pub compression: Compression,
     /// How long a channel may be silent before a SYNC packet that the main channel waits for.
     pub sync_patience: Duration,
@@ -95,7 +97,7 @@ impl ReceiveChannels {
     ///
     /// # Panics
     /// If there are no links or more than [`CHANNELS_MAX`](crate::CHANNELS_MAX), or the method of compression is
-    /// not one of zlib and zstd.
+    /// none of those of [`ReceiveConfig`].
     pub fn new(
         links: Vec<ReceiveLink>,
         sink: Arc<dyn PageSink>,
@@ -114,17 +116,15 @@ impl ReceiveChannels {
                     .map_err(|error| failed(0, ReceiveFailure::Workers(error)))?,
             ),
         };
-        let workspaces = Arc::new(Workspaces::new(pool.as_ref().map_or(0, CodecPool::workers)));
+        let decoders = pool.clone().map(|pool| Decoders::new(pool, Arc::clone(&sink)));
         let shutdown = ChannelsShutdown::new(links.iter().map(|link| link.reader.shutdown_handle()));
         let counters: AllCounters = links.iter().map(|_| Default::default()).collect();
         let barrier =
             Arc::new(Barrier::new(Arc::clone(&counters), config.sync_patience, config.on_failure.clone()));
         let mut channels = Self { barrier, threads: Vec::new(), pool, counters, shutdown };
         for (accepted, link) in links.into_iter().enumerate() {
-            let decoder = decode::decoder(config.compression).map_err(|failure| failed(accepted, failure))?;
-            let decoding = channels.pool.clone().zip(decoder).map(|(pool, decoder)| {
-                Decoding::new(pool, Arc::clone(&sink), Arc::clone(&workspaces), decoder)
-            });
+            let decoding = decoders.clone().map(|decoders| Decoding::new(decoders, config.compression));
+            let decoding = decoding.transpose().map_err(|failure| failed(accepted, failure))?;
             let barrier = Arc::clone(&channels.barrier);
             let channel = Channel::new(accepted, link, Arc::clone(&sink), &config, barrier, decoding);
             let thread = Builder::new().name(format!("multifd-receive-{accepted}")).spawn(|| channel.run());

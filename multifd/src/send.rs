@@ -3,16 +3,18 @@
 mod channel;
 mod encode;
 mod packet;
+mod parcel;
 mod queue;
+mod versions;
 
 use crate::error::{SendError, SendFailure};
-use crate::pool::{CodecPool, PoolStatistics, Workspaces};
+use crate::pool::{CodecPool, PoolStatistics};
 use crate::shutdown::ChannelsShutdown;
 use crate::statistics::{AllCounters, ChannelStatistics, QueueStatistics};
 use channel::{Channel, Shared};
-use encode::Encoding;
-use limosa_compress::{PacketEncoder, PacketError};
-use limosa_pages::{BlockId, PageCount, PageRun, RamLayout};
+use encode::{Encoders, Encoding};
+use limosa_compress::{Method, PacketEncoder, PacketError};
+use limosa_pages::{BlockId, ByteCount, PageCount, PageRun, RamLayout};
 use limosa_ram::GuestRam;
 use limosa_transport::LinkWriter;
 use limosa_wire::multifd::{Compression, PACKET_PAGES};
@@ -40,6 +42,8 @@ pub struct SendConfig {
     pub zero_detection: ZeroDetection,
     /// Threads that compress, for all channels together; `None` is one per processor. Without a codec there are none.
     pub codec_workers: Option<NonZeroU8>,
+    /// Most memory for versions of pages to make deltas against, where packets stand for themselves; 0 is no deltas.
+    pub delta_cache: ByteCount,
 }
 
 /// How the payload of packets is made.
@@ -56,6 +60,14 @@ pub enum Codec {
     /// One zstd frame per channel.
     Zstd {
         /// 0 to [`limosa_compress::packet::ZSTD_LEVEL_MAX`].
+        level: u8,
+    },
+    /// LZ4, each packet for itself: the workers make several packets of a channel at once, pages that would not shrink
+    /// leave straight from guest RAM, and pages sent before may leave as deltas. The other side must be a Limosa.
+    Lz4,
+    /// zstd, each packet for itself, as [`Self::Lz4`].
+    ZstdPacket {
+        /// 1 to [`limosa_compress::packet::ZSTD_LEVEL_MAX`].
         level: u8,
     },
 }
@@ -124,13 +136,23 @@ impl Codec {
             Self::None => Compression::None,
             Self::Zlib { .. } => Compression::Zlib,
             Self::Zstd { .. } => Compression::Zstd,
+            Self::Lz4 | Self::ZstdPacket { .. } => Compression::PerPacket,
         }
     }
 
-    /// The stream of one channel; `None` without a codec.
-    fn encoder(self) -> Result<Option<PacketEncoder>, PacketError> {
+    /// How packets that stand for themselves are made; `None` without a codec, and with one that has a stream.
+    const fn method(self) -> Option<Method> {
+        match self {
+            Self::None | Self::Zlib { .. } | Self::Zstd { .. } => None,
+            Self::Lz4 => Some(Method::Lz4),
+            Self::ZstdPacket { level } => Some(Method::Zstd { level }),
+        }
+    }
+
+    /// The stream of one channel, where the codec has one.
+    fn stream(self) -> Result<Option<PacketEncoder>, PacketError> {
         Ok(match self {
-            Self::None => None,
+            Self::None | Self::Lz4 | Self::ZstdPacket { .. } => None,
             Self::Zlib { level } => Some(PacketEncoder::zlib(level)),
             Self::Zstd { level } => Some(PacketEncoder::zstd(level)?),
         })
@@ -158,7 +180,9 @@ impl SendChannels {
                     .map_err(|error| failed(0, SendFailure::Workers(error)))?,
             ),
         };
-        let workspaces = Arc::new(Workspaces::new(pool.as_ref().map_or(0, CodecPool::workers)));
+        let encoders = pool.clone().map(|pool| {
+            Encoders::new(pool, ram.clone(), config.zero_detection, config.codec, config.delta_cache)
+        });
         let queue = Arc::new(Queue::new(links.len(), links.len() * QUEUED_PER_CHANNEL));
         let shutdown = ChannelsShutdown::new(links.iter().map(LinkWriter::shutdown_handle));
         let counters: AllCounters = links.iter().map(|_| Default::default()).collect();
@@ -173,10 +197,8 @@ impl SendChannels {
                 counters: Arc::clone(&channels.counters),
                 packet_numbers: Arc::clone(&packet_numbers),
             };
-            let encoder = config.codec.encoder().map_err(|error| failed(number, error.into()))?;
-            let encoding = channels.pool.clone().zip(encoder).map(|(pool, encoder)| {
-                Encoding::new(pool, ram.clone(), config, Arc::clone(&workspaces), encoder)
-            });
+            let stream = config.codec.stream().map_err(|error| failed(number, error.into()))?;
+            let encoding = encoders.clone().map(|encoders| Encoding::new(encoders, stream));
             let channel = Channel::new(link, ram.clone(), config, shared);
             let thread =
                 Builder::new().name(format!("multifd-send-{number}")).spawn(|| channel.run(encoding));

@@ -2,11 +2,13 @@
 
 mod support;
 
-use limosa_compress::{PacketEncoder, PacketError};
-use limosa_multifd::{ReceiveConfig, ReceiveError, ReceiveFailure};
+use limosa_compress::{Method, PacketEncoder, PacketError};
+use limosa_multifd::{PageSink, ReceiveConfig, ReceiveError, ReceiveFailure};
 use limosa_pages::{PAGE_BYTES, PageCount};
 use limosa_transport::{Failure, Link};
-use limosa_wire::multifd::{Compression, DeviceStateHeader, InitPacket, MAX_COMPRESSED_BYTES, PagesHeader};
+use limosa_wire::multifd::{
+    BlockMethod, Compression, DeviceStateHeader, InitPacket, MAX_COMPRESSED_BYTES, PagesHeader, PerPacketHead,
+};
 use proptest::prelude::*;
 use std::time::Duration;
 use support::*;
@@ -282,7 +284,105 @@ fn a_synchronisation_point_in_a_packet_with_pages_comes_after_them() {
     packet[8..12].copy_from_slice(&1_u32.to_be_bytes());
     receiver.peers[0].write_all(&packet).expect("read");
     receiver.channels.wait_sync().expect("older sources do so");
-    assert!(page(limosa_multifd::PageSink::ram(&*receiver.sink), RAM, 1) == noise(1));
+    assert!(page(receiver.sink.ram(), RAM, 1) == noise(1));
+}
+
+/// Where the pages of [`mixed_payload`] belong.
+const MIXED: [u64; 4] = [0, 5 * PAGE, 6 * PAGE, 9 * PAGE];
+
+/// Text, noise, a word in a page of zeros, text.
+fn mixed_pages() -> [(Form, Vec<u8>); 4] {
+    let mut word = vec![0; PAGE_BYTES];
+    word[800..808].fill(7);
+    [
+        (Form::Compressed, content(1, 1)),
+        (Form::Raw, noise(2)),
+        (Form::Delta, word),
+        (Form::Compressed, content(1, 3)),
+    ]
+}
+
+fn mixed_payload() -> Vec<u8> {
+    per_packet_payload(Method::Lz4, &mixed_pages())
+}
+
+#[test]
+fn a_packet_of_every_form_is_in_place_at_the_synchronisation_point() {
+    for method in [Method::Lz4, Method::Zstd { level: 1 }] {
+        let mut receiver = opened(compressed(Compression::PerPacket));
+        let payload = per_packet_payload(method, &mixed_pages());
+        let packet = pages_packet(&MIXED, &[PAGE], Compression::PerPacket, &payload);
+        receiver.peers[0].write_all(&[packet, sync_packet()].concat()).expect("read");
+        receiver.channels.wait_sync().expect("a proper packet");
+        for (offset, (form, bytes)) in MIXED.into_iter().zip(mixed_pages()) {
+            assert!(page(receiver.sink.ram(), RAM, offset / PAGE) == bytes, "{method}: {form:?}");
+        }
+        assert_eq!(receiver.sink.received().count(), PageCount(5));
+    }
+}
+
+#[test]
+fn a_packet_that_stands_for_itself_is_refused_at_every_byte_that_it_is_cut_at() {
+    let packet = pages_packet(&MIXED, &[], Compression::PerPacket, &mixed_payload());
+    for cut in (1..PagesHeader::BYTES).step_by(97).chain(PagesHeader::BYTES..packet.len()) {
+        let mut receiver = opened(compressed(Compression::PerPacket));
+        receiver.peers[0].write_all(&packet[..cut]).expect("read");
+        receiver.peers.clear();
+        let error = receiver.channels.wait_sync().expect_err("cut");
+        assert_failure!(error, ReceiveFailure::Link(link) if matches!(link.failure, Failure::Ended { .. }));
+        assert_eq!(receiver.sink.received().count(), PageCount(0), "cut at {cut}: nothing was taken");
+    }
+}
+
+#[test]
+fn a_head_that_does_not_fit_its_packet_is_refused() {
+    let payload = mixed_payload();
+    // Method, reserved, lengths, maps.
+    for (at, value) in
+        [(0, 9), (0, 0), (2, 1), (4, 1), (7, 255), (11, 255), (12, 1), (27, 0), (43, 2), (43, 15)]
+    {
+        let mut payload = payload.clone();
+        assert_ne!(payload[at], value, "byte {at} is changed");
+        payload[at] = value;
+        let packet = pages_packet(&MIXED, &[], Compression::PerPacket, &payload);
+        assert_failure!(error_of(compressed(Compression::PerPacket), &packet), ReceiveFailure::Wire(_));
+    }
+}
+
+#[test]
+fn a_block_or_a_record_that_is_not_its_pages_is_refused() {
+    let payload = mixed_payload();
+    let compressed_bytes = u32::from_be_bytes(payload[4..8].try_into().expect("four bytes")) as usize;
+    let error_at = |at: usize| {
+        let mut payload = payload.clone();
+        payload[at] ^= 0xff;
+        error_of(
+            compressed(Compression::PerPacket),
+            &pages_packet(&MIXED, &[], Compression::PerPacket, &payload),
+        )
+    };
+    let in_block = error_at(PerPacketHead::BYTES);
+    assert_failure!(in_block, ReceiveFailure::Block { block, .. } if *block == compressed_bytes);
+    let in_record = error_at(PerPacketHead::BYTES + compressed_bytes);
+    assert_failure!(in_record, ReceiveFailure::Deltas { bytes: 17, .. });
+}
+
+#[test]
+fn a_zstd_block_that_makes_more_than_its_pages_is_refused_without_making_them() {
+    // 128 MiB of zeros in less than a page of input.
+    let bomb = zstd::stream::encode_all(&vec![0; 128 << 20][..], 19).expect("compresses");
+    let offsets: Vec<u64> = (0..128).map(|page| page * PAGE).collect();
+    let head = PerPacketHead {
+        method: BlockMethod::Zstd,
+        compressed_bytes: bomb.len() as u32,
+        ..PerPacketHead::all_raw(0)
+    };
+    let mut payload = Vec::new();
+    head.encode(offsets.len(), &mut payload);
+    payload.extend_from_slice(&bomb);
+    let packet = pages_packet(&offsets, &[], Compression::PerPacket, &payload);
+    let error = error_of(compressed(Compression::PerPacket), &packet);
+    assert_failure!(error, ReceiveFailure::Block { .. });
 }
 
 proptest! {
@@ -290,22 +390,25 @@ proptest! {
 
     #[test]
     fn a_stream_with_a_flipped_bit_is_received_or_refused_and_never_waited_for(
-        at in any::<prop::sample::Index>(), bit in 0..8_u32, method in 0..3_usize
+        at in any::<prop::sample::Index>(), bit in 0..8_u32, method in 0..4_usize
     ) {
-        let (compression, encoder) = match method {
-            0 => (Compression::None, None),
-            1 => (Compression::Zlib, Some(PacketEncoder::zlib(1))),
-            _ => (Compression::Zstd, Some(PacketEncoder::zstd(1).expect("memory"))),
-        };
         let pages = [content(1, 1), content(0, 2)].concat();
-        let mut payload = pages.clone();
-        if let Some(mut encoder) = encoder {
+        let streamed = |mut encoder: PacketEncoder| {
+            let mut payload = Vec::new();
             encoder.encode(&pages, &mut payload).expect("fits");
-        }
+            payload
+        };
+        let (compression, payload) = match method {
+            0 => (Compression::None, pages.clone()),
+            1 => (Compression::Zlib, streamed(PacketEncoder::zlib(1))),
+            2 => (Compression::Zstd, streamed(PacketEncoder::zstd(1).expect("memory"))),
+            _ => (Compression::PerPacket, mixed_payload()),
+        };
+        let normal = if compression == Compression::PerPacket { &MIXED[..] } else { &[0, 5 * PAGE] };
         let mut stream = [
             init_packet(0),
             sync_packet(),
-            pages_packet(&[0, 5 * PAGE], &[PAGE], compression, &payload),
+            pages_packet(normal, &[PAGE], compression, &payload),
             sync_packet(),
         ].concat();
         *at.get_mut(&mut stream) ^= 1_u8 << bit;

@@ -44,12 +44,12 @@ impl PacketPages {
         self.count
     }
 
-    /// Room for the next page. It holds anything until it is written, and what was written until a page is added.
+    /// Room for the next page. It holds anything until it is written, and what was written until it is added to be
+    /// compressed: of a page that was added as a delta, what was sent can be read here.
     ///
     /// # Panics
-    /// If the packet is full.
+    /// If all pages of a packet are to be compressed.
     pub fn candidate(&mut self) -> &mut Page {
-        self.assert_room();
         &mut self.bytes.as_chunks_mut().0[self.compressed]
     }
 

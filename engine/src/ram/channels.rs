@@ -35,7 +35,12 @@ impl Channels {
             ZeroPageDetection::Legacy | ZeroPageDetection::None => ZeroDetection::None,
         };
         let codec = setup.parameters.multifd_codec;
-        let config = SendConfig { uuid, codec, zero_detection, ..SendConfig::default() };
+        // What leaves as zero on the main channel would stay in the cache of the others as what it was.
+        let delta_cache = match setup.parameters.zero_page_detection {
+            ZeroPageDetection::Legacy => ByteCount(0),
+            ZeroPageDetection::Multifd | ZeroPageDetection::None => setup.parameters.xbzrle_cache_size,
+        };
+        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers: None };
         Ok(Some(Self {
             pool: SendChannels::new(links, ram.clone(), config)?,
             batch: SendBatch::new(BlockId(0)),

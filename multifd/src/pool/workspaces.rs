@@ -14,6 +14,7 @@ pub(crate) const OWN: usize = 2;
 pub(crate) struct Workspaces<T> {
     state: Mutex<State<T>>,
     workers: usize,
+    make: fn() -> T,
 }
 
 #[derive(Debug)]
@@ -23,9 +24,10 @@ struct State<T> {
     extra: usize,
 }
 
-impl<T: Default> Workspaces<T> {
-    pub(crate) fn new(workers: usize) -> Self {
-        Self { state: Mutex::new(State { spare: Vec::new(), extra: 2 * workers }), workers }
+impl<T> Workspaces<T> {
+    /// For the packets of any number of channels and `workers` workers, each `make`d when there is none to spare.
+    pub(crate) fn new(workers: usize, make: fn() -> T) -> Self {
+        Self { state: Mutex::new(State { spare: Vec::new(), extra: 2 * workers }), workers, make }
     }
 
     /// Memory for one more packet of a channel that has `held` already; `None` if it has to give one back first.
@@ -40,7 +42,7 @@ impl<T: Default> Workspaces<T> {
         // Fresh memory is zeroed, which takes too long for a lock.
         let spare = state.spare.pop();
         drop(state);
-        Some(spare.unwrap_or_default())
+        Some(spare.unwrap_or_else(self.make))
     }
 
     /// Takes back what a channel had, of `held`.
@@ -58,7 +60,7 @@ mod tests {
     #[test]
     fn a_channel_that_gives_nothing_back_leaves_the_others_their_share() {
         let workers = 3;
-        let workspaces = Workspaces::<()>::new(workers);
+        let workspaces = Workspaces::new(workers, || ());
         let take_all = || (0..).take_while(|held| workspaces.take(*held).is_some()).count();
         assert_eq!([take_all(), take_all(), take_all()], [OWN + workers, OWN + workers, OWN]);
         (1..=OWN + workers).rev().for_each(|held| workspaces.give(held, ()));

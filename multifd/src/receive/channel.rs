@@ -2,15 +2,17 @@
 
 use super::barrier::Barrier;
 use super::decode::{Decoding, Reported};
+use super::parcel::Parcel;
 use super::runs::Runs;
 use super::{PageSink, ReceiveConfig, ReceiveLink};
 use crate::error::ReceiveFailure;
+use crate::runs::push_page;
 use crate::statistics::ChannelCounters;
 use limosa_pages::BlockId;
 use limosa_ram::Scatter;
 use limosa_transport::{LinkReader, ShutdownHandle};
 use limosa_wire::Step;
-use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesHeader};
+use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesHeader, PerPacketHead};
 use std::sync::Arc;
 
 pub(super) struct Channel {
@@ -187,8 +189,18 @@ impl Channel {
         let mut parcel = counters.waiting_for_codec(|| decoding.room())?;
         parcel.block = id;
         parcel.runs.locate(self.sink.ram().block(id), header)?;
-        let payload = parcel.payload(header.payload_bytes());
-        counters.transferring(|| self.reader.read_exact(payload)).map_err(ReceiveFailure::from)?;
+        if decoding.is_per_packet() {
+            let mut reading = Reading { reader: &mut self.reader, counters, scatter: &mut self.scatter };
+            reading.packet(&mut parcel, header, &*self.sink)?;
+            if parcel.head.raw.count() == header.normal().len() {
+                parcel.runs.give_to(&*self.sink, id).map_err(ReceiveFailure::from)?;
+                decoding.give_back(parcel);
+                return Ok(());
+            }
+        } else {
+            let payload = parcel.payload(header.payload_bytes());
+            counters.transferring(|| self.reader.read_exact(payload)).map_err(ReceiveFailure::from)?;
+        }
         let (reporter, packet) = (self.reporter.clone(), counters.packets());
         let report = move |failure| reporter.fail(packet, failure);
         Ok(counters.waiting_for_codec(|| decoding.start(parcel, report))?)
@@ -198,6 +210,42 @@ impl Channel {
     fn finish_decoding(&mut self) -> Result<(), Reported> {
         let Some(decoding) = &mut self.decoding else { return Ok(()) };
         self.reporter.counters().waiting_for_codec(|| decoding.finish())
+    }
+}
+
+/// What a packet is read with.
+struct Reading<'a> {
+    reader: &'a mut LinkReader,
+    counters: &'a ChannelCounters,
+    scatter: &'a mut Scatter<'static>,
+}
+
+impl Reading<'_> {
+    /// Reads a payload that stands for itself: what is to be taken apart into `parcel`, the raw pages straight
+    /// into guest RAM.
+    fn packet(
+        &mut self,
+        parcel: &mut Parcel,
+        header: &PagesHeader<'_>,
+        sink: &dyn PageSink,
+    ) -> Result<(), ReceiveFailure> {
+        let mut bytes = [0; PerPacketHead::BYTES];
+        self.counters.transferring(|| self.reader.read_exact(&mut bytes))?;
+        parcel.head = match PerPacketHead::decode(&bytes, header.normal().len(), header.payload_bytes())? {
+            Step::Item { item, .. } => item,
+            Step::Need(_) => unreachable!("a head has a fixed size"),
+        };
+        parcel.runs.announce_to(sink, parcel.block);
+        let mut raw = Vec::new();
+        parcel.runs.at(parcel.head.raw).for_each(|page| push_page(&mut raw, page));
+        let rest = parcel.head.compressed_bytes + parcel.head.delta_bytes;
+        let block = sink.ram().block(parcel.block);
+        let mut scatter = std::mem::take(self.scatter).reset();
+        scatter.bytes(parcel.payload(rest as usize));
+        raw.iter().for_each(|&run| scatter.pages(block, run));
+        self.counters.transferring(|| self.reader.read_scatter(&mut scatter))?;
+        *self.scatter = scatter.reset();
+        Ok(())
     }
 }
 

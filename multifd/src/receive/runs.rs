@@ -2,7 +2,8 @@
 
 use super::{PageSink, PlaceError};
 use crate::error::ReceiveFailure;
-use limosa_pages::{BlockId, PageCount, PageRun};
+use crate::runs::push_page;
+use limosa_pages::{BlockId, PageRun};
 use limosa_ram::RamBlock;
 use limosa_wire::multifd::PagesHeader;
 
@@ -44,9 +45,6 @@ fn push(block: &RamBlock, offset: u64, runs: &mut Vec<PageRun>) -> Result<(), Re
         offset,
         length: block.length(),
     })?;
-    match runs.last_mut() {
-        Some(last) if last.end() == page => last.count += PageCount(1),
-        _ => runs.push(PageRun::new(page, PageCount(1))),
-    }
+    push_page(runs, page);
     Ok(())
 }

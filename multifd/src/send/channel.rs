@@ -1,12 +1,14 @@
 //! One sending channel: a thread that owns its link.
 
-use super::encode::{Encoding, Parcel};
+use super::encode::Encoding;
 use super::packet::Contents;
+use super::parcel::Parcel;
 use super::queue::{Job, Queue};
 use super::{SendBatch, SendConfig};
 use crate::error::{SendError, SendFailure};
+use crate::runs::bytes_in;
 use crate::statistics::{AllCounters, ChannelCounters};
-use limosa_pages::{BlockId, PageRun};
+use limosa_pages::BlockId;
 use limosa_ram::{Gather, GuestRam};
 use limosa_transport::LinkWriter;
 use limosa_wire::multifd::{InitPacket, PagesHeader, PagesPacket};
@@ -55,8 +57,8 @@ impl Channel {
         loop {
             match self.next_job(&mut batch) {
                 Job::Batch => {
-                    contents.sort(self.ram.block(batch.block), &batch, self.config.zero_detection);
-                    self.send_packet(&batch, &contents, &[], &contents.runs)?;
+                    contents.sort_raw(self.ram.block(batch.block), &batch, self.config.zero_detection);
+                    self.send_packet(&batch, &contents, &[])?;
                 }
                 other => {
                     if self.obey(other)?.is_break() {
@@ -72,10 +74,10 @@ impl Channel {
         let mut ready: Option<Parcel> = None;
         loop {
             while encoding.room().is_some_and(|batch| self.shared.queue.try_next(batch)) {
-                self.start(&mut encoding);
+                self.begin(&mut encoding)?;
             }
             if let Some(parcel) = ready.take() {
-                self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload, &[])?;
+                self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload)?;
                 encoding.give_back(parcel);
                 continue;
             }
@@ -85,7 +87,7 @@ impl Channel {
                 Some(None) => return Ok(()),
                 // Nothing is under way, so what was taken before a synchronisation point is written.
                 None => match self.next_job(encoding.room().expect("nothing is under way")) {
-                    Job::Batch => self.start(&mut encoding),
+                    Job::Batch => self.begin(&mut encoding)?,
                     other => {
                         if self.obey(other)?.is_break() {
                             return Ok(());
@@ -96,9 +98,16 @@ impl Channel {
         }
     }
 
-    fn start(&self, encoding: &mut Encoding) {
+    /// Has the packet of the batch that was taken made; sends it at once if there is nothing to make.
+    fn begin(&mut self, encoding: &mut Encoding) -> Result<(), SendFailure> {
+        if let Some(parcel) = encoding.make_directly() {
+            self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload)?;
+            encoding.give_back(parcel);
+            return Ok(());
+        }
         let shared = self.shared.clone();
-        encoding.start(move |failure| shared.fail(failure));
+        encoding.start(self.points, move |failure| shared.fail(failure));
+        Ok(())
     }
 
     fn next_job(&self, batch: &mut SendBatch) -> Job {
@@ -145,28 +154,26 @@ impl Channel {
         Ok(())
     }
 
-    /// Header, payload and the pages of `raw` with one call, the pages from guest RAM as they lie there.
+    /// Header, payload and raw pages with one call, the pages from guest RAM as they lie there.
     fn send_packet(
         &mut self,
         batch: &SendBatch,
         contents: &Contents,
         payload: &[u8],
-        raw: &[PageRun],
     ) -> Result<(), SendFailure> {
         let block = self.ram.block(batch.block);
-        let raw_bytes = raw.iter().map(|run| run.bytes().0).sum::<u64>();
         let packet = PagesPacket {
             block: block.name(),
             normal: &contents.normal,
             zero: &contents.zero,
             compression: self.config.codec.compression(),
-            payload_bytes: payload.len() as u32 + raw_bytes as u32,
+            payload_bytes: (payload.len() + bytes_in(&contents.raw)) as u32,
             packet_number: self.shared.next_packet_number(),
         };
         let mut gather = std::mem::take(&mut self.gather).reset();
         gather.header(|out| packet.encode(out));
         gather.bytes(payload);
-        raw.iter().for_each(|&run| gather.pages(block, run));
+        contents.raw.iter().for_each(|&run| gather.pages(block, run));
         let bytes = gather.remaining().0 as usize;
         let counters = self.shared.counters();
         counters.transferring(|| self.link.write_gather(&mut gather))?;

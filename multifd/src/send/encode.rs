@@ -1,121 +1,141 @@
 //! The packets of one channel that are made on the codec pool.
 
-use super::packet::Contents;
-use super::{SendBatch, SendConfig};
+use super::parcel::{PacketTools, Parcel, Plan};
+use super::versions::SharedVersions;
+use super::{Codec, SendBatch, ZeroDetection};
 use crate::error::SendFailure;
-use crate::pool::{CodecPool, Converted, Pipeline, Workspaces};
-use limosa_compress::PacketEncoder;
-use limosa_pages::{BlockId, PAGE_BYTES};
-use limosa_ram::{GuestRam, RamBlock};
-use limosa_wire::multifd::PACKET_PAGES;
+use crate::pool::{CodecPool, Pipeline, Tools, Workspaces};
+use limosa_compress::versions::Interval;
+use limosa_compress::{Method, PacketEncoder};
+use limosa_pages::ByteCount;
+use limosa_ram::GuestRam;
 use std::sync::Arc;
 
-/// A packet, from its batch to its payload.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) batch: SendBatch,
-    pub(super) contents: Contents,
-    /// Empty if no page is sent; the stream of the channel has not moved then.
-    pub(super) payload: Vec<u8>,
-    /// A private copy of the pages: the guest may write while they are read.
-    pages: Vec<u8>,
+/// What the channels of one end share to make their packets.
+#[derive(Clone)]
+pub(super) struct Encoders {
+    pub(super) pool: CodecPool,
+    ram: GuestRam,
+    detection: ZeroDetection,
+    workspaces: Arc<Workspaces<Parcel>>,
+    /// Without it packets belong to the stream of their channel.
+    per_packet: Option<Arc<PerPacket>>,
+}
+
+/// What packets need that stand for themselves.
+struct PerPacket {
+    method: Method,
+    tools: Tools<PacketTools>,
+    versions: Option<SharedVersions>,
 }
 
 /// Makes the packets of one channel on the pool.
 pub(super) struct Encoding {
-    pool: CodecPool,
-    ram: GuestRam,
-    config: SendConfig,
-    workspaces: Arc<Workspaces<Parcel>>,
+    shared: Encoders,
     /// The stream of the channel. It travels with a packet, so that packets are made one at a time.
-    encoder: Option<PacketEncoder>,
-    pipeline: Pipeline<(Parcel, PacketEncoder)>,
+    stream: Option<PacketEncoder>,
+    pipeline: Pipeline<Made>,
     /// Has room for the next batch.
     next: Option<Parcel>,
     /// Workspaces that the channel has, wherever they are.
     held: usize,
 }
 
-impl Encoding {
+/// A packet that is made, and the stream that it is part of.
+type Made = (Parcel, Option<PacketEncoder>);
+
+impl Encoders {
+    /// For packets of `codec`, with at most `versions` bytes of earlier versions to make deltas against.
+    ///
+    /// # Panics
+    /// Without a codec.
     pub(super) fn new(
         pool: CodecPool,
         ram: GuestRam,
-        config: SendConfig,
-        workspaces: Arc<Workspaces<Parcel>>,
-        encoder: PacketEncoder,
+        detection: ZeroDetection,
+        codec: Codec,
+        versions: ByteCount,
     ) -> Self {
-        let (encoder, pipeline) = (Some(encoder), Pipeline::new());
-        Self { pool, ram, config, workspaces, encoder, pipeline, next: None, held: 0 }
+        let per_packet = codec.method().map(|method| {
+            let versions = (versions > ByteCount(0)).then(|| SharedVersions::new(versions));
+            Arc::new(PerPacket { method, tools: Tools::new(), versions })
+        });
+        let workspace = if per_packet.is_some() { Parcel::per_packet } else { Parcel::of_stream };
+        let workspaces = Arc::new(Workspaces::new(pool.workers(), workspace));
+        Self { pool, ram, detection, workspaces, per_packet }
+    }
+}
+
+impl Encoding {
+    /// For one channel; `stream` is its own, where the codec has one.
+    pub(super) fn new(shared: Encoders, stream: Option<PacketEncoder>) -> Self {
+        assert_eq!(shared.per_packet.is_none(), stream.is_some(), "a stream, or packets without one");
+        Self { shared, stream, pipeline: Pipeline::new(), next: None, held: 0 }
     }
 
     /// Where the next batch goes, to be followed by [`Self::start`]; `None` if another packet has to end first.
     pub(super) fn room(&mut self) -> Option<&mut SendBatch> {
-        self.encoder.as_ref()?;
+        if self.shared.per_packet.is_none() && self.stream.is_none() {
+            return None;
+        }
         if self.next.is_none() {
-            self.next = self.workspaces.take(self.held);
+            self.next = self.shared.workspaces.take(self.held);
             self.held += usize::from(self.next.is_some());
         }
         self.next.as_mut().map(|parcel| &mut parcel.batch)
     }
 
-    /// Makes the packet of the batch for which there was room. What goes wrong is told to `report`.
-    pub(super) fn start(&mut self, report: impl FnOnce(SendFailure) + Send + 'static) {
+    /// The packet of the batch for which there was room, if there is nothing for the pool to do.
+    pub(super) fn make_directly(&mut self) -> Option<Parcel> {
+        let mut parcel = self.next.take_if(|parcel| parcel.batch.content.is_empty())?;
+        parcel.fill_raw(&self.shared.ram, self.shared.detection, None);
+        Some(parcel)
+    }
+
+    /// Makes the packet of the batch for which there was room, in the interval behind the `points`th synchronisation
+    /// point. What goes wrong is told to `report`.
+    pub(super) fn start(&mut self, points: u64, report: impl FnOnce(SendFailure) + Send + 'static) {
         let mut parcel = self.next.take().expect("there was room for it");
-        let mut encoder = self.encoder.take().expect("there was room for it");
-        let (ram, config) = (self.ram.clone(), self.config);
-        let work = move || {
-            let converted = parcel.make(ram.block(parcel.batch.block), config, &mut encoder)?;
-            Ok::<_, SendFailure>(((parcel, encoder), converted))
+        let (ram, detection) = (self.shared.ram.clone(), self.shared.detection);
+        let task = match (&self.shared.per_packet, self.stream.take()) {
+            (Some(per_packet), _) => {
+                let per_packet = Arc::clone(per_packet);
+                let interval = Interval(points);
+                let plan = Plan { detection, method: per_packet.method, delta: true, interval };
+                let work = move || {
+                    let versions = per_packet.versions.as_ref();
+                    let converted = per_packet
+                        .tools
+                        .with(PacketTools::new, |tools| parcel.encode_packet(&ram, plan, tools, versions))?;
+                    Ok::<_, SendFailure>(((parcel, None), converted))
+                };
+                self.shared.pool.start(work, report)
+            }
+            (None, stream) => {
+                let mut stream = stream.expect("there was room for it");
+                let work = move || {
+                    let converted = parcel.encode_stream(&ram, detection, &mut stream)?;
+                    Ok::<_, SendFailure>(((parcel, Some(stream)), converted))
+                };
+                self.shared.pool.start(work, report)
+            }
         };
-        self.pipeline.push(self.pool.start(work, report));
+        self.pipeline.push(task);
     }
 
     /// Waits for the oldest packet under way. `None` if there is none, `Some(None)` if it could not be made, which
     /// is reported.
     pub(super) fn oldest(&mut self) -> Option<Option<Parcel>> {
         let made = self.pipeline.oldest()?;
-        Some(made.map(|(parcel, encoder)| {
-            self.encoder = Some(encoder);
+        Some(made.map(|(parcel, stream)| {
+            self.stream = stream;
             parcel
         }))
     }
 
     /// Takes back a packet that is sent.
     pub(super) fn give_back(&mut self, parcel: Parcel) {
-        self.workspaces.give(self.held, parcel);
+        self.shared.workspaces.give(self.held, parcel);
         self.held -= 1;
-    }
-}
-
-impl Parcel {
-    fn make(
-        &mut self,
-        block: &RamBlock,
-        config: SendConfig,
-        encoder: &mut PacketEncoder,
-    ) -> Result<Converted, SendFailure> {
-        self.contents.sort(block, &self.batch, config.zero_detection);
-        self.payload.clear();
-        let mut filled = 0;
-        for run in &self.contents.runs {
-            let bytes = run.bytes().0 as usize;
-            block.copy_out(run.byte_offset(), &mut self.pages[filled..filled + bytes]);
-            filled += bytes;
-        }
-        if filled > 0 {
-            encoder.encode(&self.pages[..filled], &mut self.payload)?;
-        }
-        Ok(Converted { bytes_in: filled, bytes_out: self.payload.len() })
-    }
-}
-
-impl Default for Parcel {
-    fn default() -> Self {
-        Self {
-            batch: SendBatch::new(BlockId(0)),
-            contents: Contents::default(),
-            payload: Vec::new(),
-            pages: vec![0; PACKET_PAGES * PAGE_BYTES],
-        }
     }
 }

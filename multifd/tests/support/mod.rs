@@ -1,6 +1,7 @@
 //! Guests, links and packets for the tests of this crate.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+use limosa_compress::{Method, PacketPages, PerPacketEncoder};
 use limosa_multifd::{
     PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendBatch, SendChannels, SendConfig,
 };
@@ -267,6 +268,37 @@ pub(crate) fn named_packet(
     packet.encode(&mut bytes);
     bytes.extend_from_slice(payload);
     bytes
+}
+
+/// The payload of a packet of `pages`, each in the form `forms` says: what stands before the raw pages, and these.
+pub(crate) fn per_packet_payload(method: Method, pages: &[(Form, Vec<u8>)]) -> Vec<u8> {
+    let mut packet = PacketPages::new();
+    let mut raw = Vec::new();
+    for (form, bytes) in pages {
+        packet.candidate().copy_from_slice(bytes);
+        match form {
+            Form::Compressed => packet.compress(),
+            Form::Delta => assert!(packet.delta(&[0; PAGE_BYTES]), "small enough"),
+            Form::Raw => {
+                packet.raw();
+                raw.extend_from_slice(bytes);
+            }
+        }
+    }
+    let mut payload = Vec::new();
+    let head = PerPacketEncoder::new().and_then(|mut encoder| encoder.encode(method, &packet, &mut payload));
+    assert_eq!(head.expect("memory").raw, packet.raw_pages(), "what is to be compressed shrinks");
+    payload.extend_from_slice(&raw);
+    payload
+}
+
+/// How a page leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Form {
+    Compressed,
+    /// Against a page of zeros.
+    Delta,
+    Raw,
 }
 
 /// Bytes of a length.

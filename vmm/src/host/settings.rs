@@ -180,6 +180,7 @@ fn method(codec: Codec) -> MultiFdCompression {
         Codec::None => MultiFdCompression::None,
         Codec::Zlib { .. } => MultiFdCompression::Zlib,
         Codec::Zstd { .. } => MultiFdCompression::Zstd,
+        Codec::Lz4 | Codec::ZstdPacket { .. } => unreachable!("refused by the engine's parameters"),
     }
 }
 
