@@ -117,6 +117,7 @@ impl ChannelSetting {
             Codec::None => ("none", None),
             Codec::Zlib { level } => ("zlib", Some(("multifd-zlib-level", level))),
             Codec::Zstd { level } => ("zstd", Some(("multifd-zstd-level", level))),
+            other => panic!("a QEMU has no {other:?}"),
         };
         let mut parameters = json!({ "multifd-channels": self.channels, "multifd-compression": method });
         if let Some((name, level)) = level {
