@@ -32,6 +32,7 @@ use limosa_ram::{Backing, GuestRam, RamBlock};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use userfaultfd::{Event, EventBuffer, FeatureFlags, RegisterMode, UffdBuilder};
 
 /// Faults that are read from the kernel at once. More wait for the next call, which costs less than a microsecond.
@@ -47,6 +48,8 @@ pub(crate) struct Uffd {
     ram: GuestRam,
     /// First address, end and block of each guest mapping, by address.
     ranges: Vec<(usize, usize, BlockId)>,
+    /// Set before the watch ends: the fault thread may be about to map a page that is visible by then.
+    ended: AtomicBool,
 }
 
 /// A fault as the kernel tells it.
@@ -87,11 +90,12 @@ impl Uffd {
         };
         let mut ranges: Vec<_> = ram.iter().map(range).collect();
         ranges.sort_unstable();
-        Ok(Self { descriptor, ram, ranges })
+        Ok(Self { descriptor, ram, ranges, ended: AtomicBool::new(false) })
     }
 
     /// Watches no longer: what is missing now is whatever the kernel gives, and all who wait are woken.
     pub(crate) fn unwatch(&self) -> Result<(), UffdError> {
+        self.ended.store(true, Ordering::Release);
         self.ram.iter().try_for_each(|(_, block)| {
             let (start, length) = (block.guest_address().as_ptr(), block.length().0 as usize);
             self.descriptor.unregister(start.cast(), length).map_err(|error| UffdError::Unregister {
@@ -223,6 +227,8 @@ impl Uffd {
                         at += step;
                         tries = 0;
                     }
+                    // Not watched any more: the kernel maps what is there itself.
+                    Some(libc::ENOENT) if self.ended.load(Ordering::Acquire) => return Ok(()),
                     Some(libc::EAGAIN | libc::EINTR) if tries < TRIES_MAX => tries += 1,
                     _ => return Err(self.refused(id, run, call, error)),
                 },
