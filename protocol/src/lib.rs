@@ -6,11 +6,13 @@
 //!
 //! ```
 //! use limosa_protocol::{GuestFate, Source, SourceAction, SourceConfig, SourceEvent};
+//! use limosa_wire::Features;
 //! use std::time::Instant;
 //!
 //! let config = SourceConfig { return_path: false, ..SourceConfig::default() };
 //! let mut source = Source::new(config, Instant::now());
-//! assert_eq!(source.poll_action(), Some(SourceAction::SaveSetup));
+//! let features = Features::NONE;
+//! assert_eq!(source.poll_action(), Some(SourceAction::SaveSetup { features }));
 //!
 //! source.handle(SourceEvent::Cancel, Instant::now());
 //! assert_eq!(source.poll_action(), Some(SourceAction::CloseLink));
@@ -45,6 +47,7 @@ pub use convergence::{
 pub use destination::{
     Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent,
     DestinationFailure, DestinationOutcome, EntryIndex, PostcopyStream, SECTIONS_MAX, SectionKind,
+    SettingsMismatch,
 };
 pub use error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
 pub use faults::{
@@ -52,9 +55,9 @@ pub use faults::{
 };
 pub use ping::{PingPurpose, ROUNDS_MAX};
 pub use source::{
-    EMPTY_SLICES_MAX, OperatorWord, ParameterChange, Pending, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX, Source,
-    SourceAction, SourceConfig, SourceCounters, SourceEnding, SourceEvent, SourceFailure, SourceOutcome,
-    SourcePostcopy, SourceStep, SourceTimeouts, Timeline, Wait,
+    EMPTY_SLICES_MAX, FeatureWishes, OperatorWord, ParameterChange, Pending, REST, SLICE_BYTES_MAX,
+    SLICE_TIME_MAX, Source, SourceAction, SourceConfig, SourceCounters, SourceEnding, SourceEvent,
+    SourceFailure, SourceOutcome, SourcePostcopy, SourceStep, SourceTimeouts, Timeline, Wait,
 };
 pub use status::{GuestFate, MigrationStatus};
 pub use token_bucket::{BURST, SLICE_WORTH_SENDING, TokenBucket};

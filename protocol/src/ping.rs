@@ -3,14 +3,14 @@
 //! A destination answers pings in stream order, after it has processed everything before them. So a PONG is a
 //! proof, and the value says of what. A QEMU destination gives the same proof: it echoes any value.
 
+use limosa_wire::GREETING;
 use std::fmt;
 
 /// Highest number of a round; also the limit on their count (I11). The values of round pings have 28 bits for it:
 /// at a round per millisecond that is three days.
 pub const ROUNDS_MAX: u32 = 0x0fff_ffff;
 
-// QEMU uses 1 to 4 and 0x42, and 0x4c49_4d31 asks for our extensions: all outside of these but 3, which we use for what QEMU
-// uses it for.
+// QEMU uses 1 to 4 and 0x42: outside of these but 3, which we use for what QEMU uses it for.
 const PACKAGE: u32 = 3;
 const SETUP: u32 = 0x4c00_0001;
 const SWITCHOVER: u32 = 0x4c00_0002;
@@ -22,6 +22,8 @@ const ROUND_BASE: u32 = 0x5000_0000;
 pub enum PingPurpose {
     /// Is anyone there? Sent first, with the value that QEMU uses for the same question.
     Open,
+    /// Do you know our extensions? A HELLO comes before the answer if so (wire 14.1).
+    Greeting,
     /// Do you accept the configuration, the block list and the versions?
     Setup,
     /// Have you processed everything of this round (I5)? Counted from 1.
@@ -49,6 +51,7 @@ pub(crate) enum Pong {
 #[derive(Debug, Default)]
 pub(crate) struct PingLedger {
     open: bool,
+    greeting: bool,
     setup: bool,
     last_round: u32,
     switchover: bool,
@@ -65,6 +68,7 @@ impl PingPurpose {
     pub fn value(self) -> u32 {
         match self {
             Self::Open => 1,
+            Self::Greeting => GREETING,
             Self::Setup => SETUP,
             Self::Round(number) => {
                 assert!((1..=ROUNDS_MAX).contains(&number), "round {number} has no ping");
@@ -80,6 +84,7 @@ impl PingPurpose {
     pub fn from_value(value: u32) -> Option<Self> {
         match value {
             1 => Some(Self::Open),
+            GREETING => Some(Self::Greeting),
             SETUP => Some(Self::Setup),
             SWITCHOVER => Some(Self::Switchover),
             PACKAGE => Some(Self::Package),
@@ -96,6 +101,7 @@ impl fmt::Display for PingPurpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open => f.write_str("open"),
+            Self::Greeting => f.write_str("greeting"),
             Self::Setup => f.write_str("setup"),
             Self::Round(number) => write!(f, "round {number}"),
             Self::Switchover => f.write_str("switchover"),
@@ -110,6 +116,7 @@ impl PingLedger {
     pub(crate) fn ask(&mut self, purpose: PingPurpose) {
         match purpose {
             PingPurpose::Open => self.open = true,
+            PingPurpose::Greeting => self.greeting = true,
             PingPurpose::Setup => self.setup = true,
             PingPurpose::Round(number) => self.last_round = number,
             PingPurpose::Switchover => self.switchover = true,
@@ -139,6 +146,7 @@ impl PingLedger {
         }
         let asked = match purpose {
             PingPurpose::Open => self.open,
+            PingPurpose::Greeting => self.greeting,
             PingPurpose::Setup => self.setup,
             PingPurpose::Round(number) => number <= self.last_round,
             PingPurpose::Switchover => self.switchover,
@@ -157,6 +165,7 @@ mod tests {
     fn every_purpose_has_a_value_of_its_own_that_nobody_else_uses() {
         let purposes = [
             PingPurpose::Open,
+            PingPurpose::Greeting,
             PingPurpose::Setup,
             PingPurpose::Switchover,
             PingPurpose::Package,
@@ -167,8 +176,8 @@ mod tests {
         for purpose in purposes {
             assert_eq!(PingPurpose::from_value(purpose.value()), Some(purpose));
         }
-        // Nothing, QEMU's other pings, our request for extensions, a round zero.
-        for value in [0, 2, 4, 0x42, 0x4c49_4d31, ROUND_BASE] {
+        // Nothing, QEMU's other pings, a round zero.
+        for value in [0, 2, 4, 0x42, ROUND_BASE] {
             assert_eq!(PingPurpose::from_value(value), None, "{value:#x}");
         }
     }

@@ -1,8 +1,9 @@
-//! Commands: what the source tells the destination between sections (wire 2.1).
+//! Commands: what the source tells the destination between sections (wire 2.1, 14.1).
 
 use crate::cursor::{Cursor, Halt, at_most, expect};
 use crate::encode;
 use crate::error::{Field, WireError};
+use crate::extensions::{AGREEMENT_BYTES, Agreement};
 use crate::stream;
 use limosa_pages::{BlockName, PAGE_BYTES};
 
@@ -24,6 +25,8 @@ const ENABLE_COLO: u16 = 8;
 const POSTCOPY_RESUME: u16 = 9;
 const RECV_BITMAP: u16 = 10;
 const SWITCHOVER_START: u16 = 11;
+/// Ours: "L" and a zero, far from any number that QEMU will give out.
+const FEATURES: u16 = 0x4c00;
 
 const DISCARD_VERSION: u8 = 0;
 /// Version byte, name length byte and terminator byte.
@@ -68,6 +71,8 @@ pub enum Command {
     },
     /// The guest has stopped; only final state follows.
     SwitchoverStart,
+    /// These extensions are in use. Only to a destination that said HELLO (wire 14.1).
+    Features(Agreement),
 }
 
 /// Facts about the source's pages that must hold on the destination too.
@@ -121,6 +126,10 @@ impl Command {
                 encode::str8(block.as_str(), out);
             }
             Self::SwitchoverStart => head(SWITCHOVER_START, 0, out),
+            Self::Features(agreement) => {
+                head(FEATURES, AGREEMENT_BYTES, out);
+                agreement.encode(out);
+            }
         }
     }
 
@@ -161,6 +170,10 @@ impl Command {
                 fixed(1 + block.as_str().len() as u16).map(|()| Self::RecvBitmap { block })
             }
             SWITCHOVER_START => fixed(0).map(|()| Self::SwitchoverStart),
+            FEATURES => {
+                fixed(AGREEMENT_BYTES as u16)?;
+                return Agreement::read(cursor).map(Self::Features);
+            }
             _ => Err(WireError::Unknown { at, field: Field::CommandNumber, got: u64::from(number) }),
         }
         .map_err(Halt::from)

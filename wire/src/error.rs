@@ -69,8 +69,8 @@ pub enum WireError {
         /// Which field.
         field: Field,
     },
-    /// A name that is not UTF-8.
-    #[error("{field} at byte {at} is not UTF-8")]
+    /// A name that is not UTF-8, or a reason with control characters.
+    #[error("{field} at byte {at} is no plain text")]
     NotText {
         /// Offset in the input.
         at: usize,
@@ -196,4 +196,7 @@ fields! {
     DirtyBitmapName = "dirty-bitmap name",
     DirtyBitmapStartFlags = "dirty-bitmap start flags",
     DirtyBitmapDataLength = "dirty-bitmap data length",
+    ExtensionsVersion = "version of the extensions",
+    Features = "chosen features",
+    RefusalReason = "reason of a refusal",
 }

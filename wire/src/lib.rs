@@ -36,6 +36,7 @@ pub mod devices;
 pub mod dirty_bitmap;
 pub mod encode;
 mod error;
+mod extensions;
 pub mod mapped_ram;
 pub mod multifd;
 mod ram;
@@ -46,6 +47,10 @@ pub use command::{Command, DiscardRange, MAX_DISCARD_RANGES, MAX_PACKAGE_BYTES, 
 pub use configuration::{Configuration, MAX_CAPABILITIES, MAX_MACHINE_NAME_BYTES, MAX_TARGET_PAGE_BITS};
 pub use cursor::Step;
 pub use error::{Field, WireError};
+pub use extensions::{
+    Agreement, EXTENSIONS_VERSION, Features, GREETING, Hello, MAX_REFUSAL_BYTES, MultifdSettings,
+    RefusalReason,
+};
 pub use ram::{
     BlockUse, MAX_POPULATED_REGIONS, MAX_RAM_BLOCKS, MAX_XBZRLE_BYTES, POPULATED_REGION, PageAddress,
     RAM_IDSTR, RAM_VERSION, RamContext, RamDecoder, RamEncoder, RamItem, RamSetup, SetupBlock,

@@ -1,11 +1,12 @@
-//! The return path: what the destination tells the source (wire 2.2).
+//! The return path: what the destination tells the source (wire 2.2, 14.1).
 
 use crate::cursor::{Cursor, Halt, Step, aligned, at_most, expect, step};
 use crate::encode;
 use crate::error::{Field, WireError};
+use crate::extensions::{HELLO_BYTES, Hello, MAX_REFUSAL_BYTES, RefusalReason};
 use limosa_pages::{BlockName, ByteCount, PAGE_BYTES};
 
-/// Longest payload of a message, as in QEMU. A received bitmap follows outside of it.
+/// Longest payload of a message of QEMU's, as in QEMU. A received bitmap follows outside of it.
 pub const MAX_RETURN_PAYLOAD_BYTES: u16 = 512;
 
 /// Longest received bitmap accepted unless told otherwise: 64 MiB x 8 pages x 4 KiB is a block of 2 TiB.
@@ -18,6 +19,9 @@ const REQUEST_PAGES: u16 = 4;
 const RECV_BITMAP: u16 = 5;
 const RESUME_ACK: u16 = 6;
 const SWITCHOVER_ACK: u16 = 7;
+// Ours.
+const HELLO: u16 = 0x4c00;
+const REFUSED: u16 = 0x4c01;
 const RUNNING: u16 = 0x4c02;
 const NEVER_RAN: u16 = 0x4c03;
 
@@ -47,10 +51,15 @@ pub enum ReturnMessage {
     ResumeAck,
     /// The destination is ready for the switchover.
     SwitchoverAck,
-    /// The guest runs on the destination (wire 14.2).
+    /// The guest runs on the destination (wire 14.1).
     Running,
-    /// The guest never ran on the destination and never will (wire 14.2).
+    /// The guest never ran on the destination and never will (wire 14.1).
     NeverRan,
+    /// The destination knows extensions; the answer to a PING of the value [`GREETING`](crate::GREETING), before its
+    /// PONG.
+    Hello(Hello),
+    /// Why the destination will say SHUT with another code than 0. Only to a source that has greeted.
+    Refused(RefusalReason),
 }
 
 /// A stretch of a block that a vCPU waits for, in bytes, both multiples of 4 KiB.
@@ -108,11 +117,12 @@ impl ReturnDecoder {
         let kind = cursor.u16()?;
         let length_at = cursor.at();
         let length = cursor.u16()?;
-        if !matches!(kind, SHUT..=SWITCHOVER_ACK | RUNNING | NEVER_RAN) {
-            return Err(WireError::Unknown { at, field: Field::ReturnType, got: u64::from(kind) }.into());
-        }
-        let limit = u64::from(MAX_RETURN_PAYLOAD_BYTES);
-        at_most(length_at, Field::ReturnLength, u64::from(length), limit)?;
+        let limit = match kind {
+            SHUT..=SWITCHOVER_ACK | HELLO | RUNNING | NEVER_RAN => MAX_RETURN_PAYLOAD_BYTES,
+            REFUSED => MAX_REFUSAL_BYTES,
+            _ => return Err(WireError::Unknown { at, field: Field::ReturnType, got: u64::from(kind) }.into()),
+        };
+        at_most(length_at, Field::ReturnLength, u64::from(length), u64::from(limit))?;
         let fixed = |expected: usize| {
             expect(length_at, Field::ReturnLength, expected as u64, u64::from(length)).map_err(Halt::from)
         };
@@ -142,6 +152,8 @@ impl ReturnDecoder {
             }
             RUNNING => fixed(0).map(|()| ReturnMessage::Running),
             NEVER_RAN => fixed(0).map(|()| ReturnMessage::NeverRan),
+            HELLO => fixed(HELLO_BYTES).and_then(|()| Hello::read(cursor)).map(ReturnMessage::Hello),
+            REFUSED => RefusalReason::read(length, cursor).map(ReturnMessage::Refused),
             _ => fixed(0).map(|()| ReturnMessage::SwitchoverAck),
         }
     }
@@ -189,6 +201,14 @@ impl ReturnMessage {
             Self::SwitchoverAck => head(SWITCHOVER_ACK, 0, out),
             Self::Running => head(RUNNING, 0, out),
             Self::NeverRan => head(NEVER_RAN, 0, out),
+            Self::Hello(hello) => {
+                head(HELLO, HELLO_BYTES, out);
+                hello.encode(out);
+            }
+            Self::Refused(reason) => {
+                head(REFUSED, reason.as_str().len(), out);
+                out.extend_from_slice(reason.as_str().as_bytes());
+            }
         }
     }
 }

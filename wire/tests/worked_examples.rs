@@ -4,10 +4,10 @@ use limosa_pages::{BlockId, BlockName, ByteCount};
 use limosa_wire::mapped_ram::{MappedRamHeader, bitmap_bytes};
 use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesPacket};
 use limosa_wire::{
-    Command, Configuration, ContinueKind, DiscardRange, Field, PostcopyAdvice, RamContext, RamDecoder,
-    RamEncoder, RamItem, RamSetup, ReceivedPages, RequestedPages, ReturnDecoder, ReturnMessage,
-    SectionHeader, SectionId, SetupBlock, StartKind, Step, StreamDecoder, StreamItem, WireError, encode,
-    received_bitmap_bytes,
+    Agreement, Command, Configuration, ContinueKind, DiscardRange, EXTENSIONS_VERSION, Features, Field,
+    GREETING, Hello, MultifdSettings, PostcopyAdvice, RamContext, RamDecoder, RamEncoder, RamItem, RamSetup,
+    ReceivedPages, RefusalReason, RequestedPages, ReturnDecoder, ReturnMessage, SectionHeader, SectionId,
+    SetupBlock, StartKind, Step, StreamDecoder, StreamItem, WireError, encode, received_bitmap_bytes,
 };
 
 /// Hexadecimal digits with spaces between, as bytes.
@@ -104,6 +104,44 @@ fn commands_are_as_qemu_writes_them() {
     for (command, expected) in examples {
         assert_bytes(|out| command.encode(out), expected);
     }
+}
+
+#[test]
+fn extensions_are_as_described() {
+    assert_bytes(|out| Command::Ping(GREETING).encode(out), "08 0002 0004 4c494d31");
+    let features = Features::PER_PACKET_CODECS | Features::RUNNING_ANSWERS;
+    let hello = ReturnMessage::Hello(Hello { version: EXTENSIONS_VERSION, features });
+    assert_bytes(|out| hello.encode(out), "4c00 000a 0001 0000000000000009");
+    let multifd = MultifdSettings { channels: 4, compression: Compression::Zstd };
+    let agreement = Agreement { features: Features::PER_PACKET_CODECS, multifd };
+    assert_bytes(|out| Command::Features(agreement).encode(out), "08 4c00 000a 0000000000000001 04 04");
+    let refused = ReturnMessage::Refused(RefusalReason::new("no\x1broom"));
+    assert_bytes(|out| refused.encode(out), "4c01 0007 6e6f20726f6f6d");
+}
+
+#[test]
+fn a_reason_is_cut_to_its_limit_between_two_letters() {
+    let reason = RefusalReason::new(&"\u{20ac}".repeat(400));
+    assert_eq!(reason.as_str(), "\u{20ac}".repeat(341), "341 x 3 bytes = 1023");
+}
+
+#[test]
+fn extensions_that_cannot_be_are_refused() {
+    let features = |digits| StreamDecoder::without_header().next(&hex(digits));
+    let unknown = |at, field, got| Err(WireError::Unknown { at, field, got });
+    assert_eq!(features("08 4c00 000a 0000000000000010 00 00"), unknown(5, Field::Features, 0x10));
+    assert_eq!(features("08 4c00 000a 0000000000000001 04 03"), unknown(14, Field::MultifdMethod, 3));
+    let mut decoder = ReturnDecoder::new();
+    let zero = WireError::Empty { at: 4, field: Field::ExtensionsVersion };
+    assert_eq!(decoder.next(&hex("4c00 000a 0000 0000000000000001")), Err(zero));
+    let silent = WireError::Empty { at: 4, field: Field::RefusalReason };
+    assert_eq!(decoder.next(&hex("4c01 0000")), Err(silent));
+    let escape = WireError::NotText { at: 4, field: Field::RefusalReason };
+    assert_eq!(decoder.next(&hex("4c01 0003 1b5b4a")), Err(escape));
+    let long = WireError::TooLarge { at: 2, field: Field::ReturnLength, got: 1025, limit: 1024 };
+    assert_eq!(decoder.next(&hex("4c01 0401")), Err(long));
+    // A later peer may offer what we do not know.
+    assert!(matches!(decoder.next(&hex("4c00 000a 0002 ffffffffffffffff")), Ok(Step::Item { used: 14, .. })));
 }
 
 #[test]

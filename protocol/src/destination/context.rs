@@ -2,10 +2,11 @@
 
 use super::interface::{DestinationAction, DestinationConfig};
 use super::sections::LiveSections;
+use limosa_wire::{Agreement, Features};
 use std::collections::VecDeque;
 
-/// Most actions that wait at once (I11): two for an event, and twice that is what nobody fails to take.
-const ACTIONS_MAX: usize = 4;
+/// Most actions that wait at once (I11): three for an event, and twice that is what nobody fails to take.
+const ACTIONS_MAX: usize = 6;
 
 #[derive(Debug)]
 pub(super) struct Context {
@@ -13,6 +14,12 @@ pub(super) struct Context {
     actions: VecDeque<DestinationAction>,
     /// The source has opened the return path, and it is not known to be lost.
     pub(super) return_path_open: bool,
+    /// The source has greeted: it may be told things that a QEMU would not understand.
+    pub(super) greeted: bool,
+    /// What the source has chosen, if it has.
+    pub(super) agreed: Option<Agreement>,
+    /// The first section has opened: what the two sides agreed on is fixed.
+    pub(super) begun: bool,
     /// The shell has taken `StartGuest`: the guest may run here (I6).
     pub(super) start_taken: bool,
     /// How far the source has gone towards postcopy.
@@ -41,6 +48,9 @@ impl Context {
             config,
             actions,
             return_path_open: false,
+            greeted: false,
+            agreed: None,
+            begun: false,
             start_taken: false,
             phase: Phase::Precopy,
             live: LiveSections::new(),
@@ -61,9 +71,9 @@ impl Context {
         Some(action)
     }
 
-    /// Whether the source has agreed to hear where the guest runs (wire 14.2).
-    pub(super) const fn running_answers(&self) -> bool {
-        false
+    /// Whether the source has agreed to hear where the guest runs (wire 14.1).
+    pub(super) fn running_answers(&self) -> bool {
+        self.agreed.is_some_and(|agreed| agreed.features.contains(Features::RUNNING_ANSWERS))
     }
 
     /// Forgets the actions that the shell has not taken.

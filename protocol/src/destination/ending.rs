@@ -73,6 +73,9 @@ pub(super) fn give_up(ending: DestinationEnding, context: &mut Context) -> State
     // What was not sent yet would only be answers to a source that need not wait for them any more.
     context.drop_actions();
     if context.return_path_open {
+        if context.greeted {
+            context.act(DestinationAction::SendReason);
+        }
         context.act(DestinationAction::Send(ReturnMessage::Shut(SHUT_FAILED)));
     }
     finish(ending, GuestFate::OnSource, context)

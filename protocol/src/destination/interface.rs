@@ -3,11 +3,17 @@
 use super::outcome::DestinationFailure;
 use crate::error::{Loss, Unexpected};
 use limosa_pages::{BlockName, PageCount};
-use limosa_wire::{Command, DiscardRange, PostcopyAdvice, ReturnMessage, SectionId};
+use limosa_wire::{
+    Command, DiscardRange, Features, MultifdSettings, PostcopyAdvice, ReturnMessage, SectionId,
+};
 
 /// Settings of one incoming migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestinationConfig {
+    /// Extensions that a source may choose from.
+    pub features: Features,
+    /// Our multifd channels. A source that says what it has must have the same.
+    pub multifd: MultifdSettings,
     /// The link has a way back. A source that opens a return path over one that has none is refused.
     pub bidirectional: bool,
     /// Acknowledge the switchover as soon as the return path opens; a source that does not wait for it ignores it.
@@ -28,6 +34,15 @@ pub struct DestinationConfig {
 pub enum DestinationAction {
     /// Write this to the return path and flush. No answer, only [`DestinationEvent::Lost`] if it could not leave.
     Send(ReturnMessage),
+    /// Let every live handler prepare for what will come: the first section has opened. No answer, only
+    /// [`DestinationEvent::LoadFailed`] if that was not possible.
+    LoadSetup {
+        /// The extensions that the source uses.
+        features: Features,
+    },
+    /// Write REFUSED to the return path, with the reason that will be in the report, and flush. No answer, only
+    /// [`DestinationEvent::Lost`] if it could not leave.
+    SendReason,
     /// **The commit point of this side.** Take the guest over, into the run state that the source or the user
     /// wants: running, or paused. Answer: [`DestinationEvent::GuestStarted`] or [`DestinationEvent::StartFailed`].
     StartGuest,
@@ -144,6 +159,8 @@ pub struct EntryIndex(pub u32);
 impl Default for DestinationConfig {
     fn default() -> Self {
         Self {
+            features: Features::NONE,
+            multifd: MultifdSettings::default(),
             bidirectional: true,
             switchover_ack: false,
             require_end_sections: true,
@@ -206,5 +223,6 @@ pub(super) const fn command_name(command: &Command) -> &'static str {
         Command::PostcopyResume => "POSTCOPY_RESUME",
         Command::RecvBitmap { .. } => "RECV_BITMAP",
         Command::SwitchoverStart => "SWITCHOVER_START",
+        Command::Features(_) => "FEATURES",
     }
 }

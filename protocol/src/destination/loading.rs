@@ -4,10 +4,13 @@ use super::context::{Context, Phase};
 use super::ending::{AwaitingDescription, StartingGuest};
 use super::interface::{DestinationAction, DestinationEvent, command_name};
 use super::listening::AwaitingListen;
-use super::outcome::DestinationFailure;
+use super::outcome::{DestinationFailure, SettingsMismatch};
 use super::sections::SectionTable;
 use super::state::{State, Transition, unexpected};
-use limosa_wire::{Command, PostcopyAdvice, ReturnMessage, SectionId};
+use limosa_wire::{
+    Agreement, Command, EXTENSIONS_VERSION, Features, GREETING, Hello, PostcopyAdvice, ReturnMessage,
+    SectionId,
+};
 
 /// Listening, or connected and waiting for the stream to begin.
 #[derive(Debug)]
@@ -62,6 +65,7 @@ impl BetweenSections {
         match event {
             DestinationEvent::SectionOpened { id, kind } => {
                 self.sections.open(id, kind)?;
+                begin(context);
                 Ok(State::InSection(InSection { sections: self.sections, id }))
             }
             DestinationEvent::CommandRead(Command::Packaged { .. }) if context.phase != Phase::Precopy => {
@@ -101,7 +105,33 @@ impl InSection {
     }
 }
 
-/// Does what a command says (wire 2.1).
+/// The first section has come: from here on it is known what the source uses.
+fn begin(context: &mut Context) {
+    if !std::mem::replace(&mut context.begun, true) {
+        let features = context.agreed.map_or(Features::NONE, |agreement| agreement.features);
+        context.act(DestinationAction::LoadSetup { features });
+    }
+}
+
+/// Holds what the source has chosen, and what it says of itself, against what we have.
+fn agree(agreement: &Agreement, context: &mut Context) -> Result<(), DestinationFailure> {
+    let features = agreement.features.without(context.config.features);
+    if !features.is_empty() {
+        return Err(DestinationFailure::NotOffered { features });
+    }
+    if agreement.multifd != context.config.multifd {
+        let (theirs, ours) = (agreement.multifd, context.config.multifd);
+        return Err(DestinationFailure::Settings(SettingsMismatch { theirs, ours }));
+    }
+    context.agreed = Some(*agreement);
+    Ok(())
+}
+
+fn out_of_order(expected: &'static str, command: &Command) -> DestinationFailure {
+    unexpected(BetweenSections::NAME, expected, &DestinationEvent::CommandRead(command.clone()))
+}
+
+/// Does what a command says (wire 2.1, 14.1).
 fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailure> {
     match command {
         Command::OpenReturnPath if !context.config.bidirectional => Err(DestinationFailure::NoReturnPath),
@@ -116,15 +146,22 @@ fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailu
             Ok(())
         }
         Command::Ping(value) if context.return_path_open => {
+            if *value == GREETING && !context.greeted {
+                context.greeted = true;
+                let hello = Hello { version: EXTENSIONS_VERSION, features: context.config.features };
+                context.act(DestinationAction::Send(ReturnMessage::Hello(hello)));
+            }
             // Everything before it in the stream is loaded: that is what the answer proves.
             context.act(DestinationAction::Send(ReturnMessage::Pong(*value)));
             Ok(())
         }
-        Command::Ping(_) => Err(unexpected(
-            BetweenSections::NAME,
-            "OPEN_RETURN_PATH before any PING",
-            &DestinationEvent::CommandRead(command.clone()),
-        )),
+        Command::Ping(_) => Err(out_of_order("OPEN_RETURN_PATH before any PING", command)),
+        Command::Features(agreement) if context.greeted && !context.begun && context.agreed.is_none() => {
+            agree(agreement, context)
+        }
+        Command::Features(_) => {
+            Err(out_of_order("FEATURES once, between HELLO and the first section", command))
+        }
         Command::SwitchoverStart => Ok(()),
         Command::PostcopyAdvise(Some(advice)) => advise(*advice, command, context),
         Command::PostcopyRamDiscard { block, ranges } if context.phase != Phase::Precopy => {

@@ -15,7 +15,7 @@ mod stream;
 mod tests;
 
 pub use interface::{DestinationAction, DestinationConfig, DestinationEvent, EntryIndex, SectionKind};
-pub use outcome::{DestinationEnding, DestinationFailure, DestinationOutcome};
+pub use outcome::{DestinationEnding, DestinationFailure, DestinationOutcome, SettingsMismatch};
 pub use sections::SECTIONS_MAX;
 pub use stream::PostcopyStream;
 

@@ -3,7 +3,8 @@
 use crate::error::{Loss, ProtocolError};
 use crate::status::{GuestFate, MigrationStatus};
 use limosa_pages::PageCount;
-use limosa_wire::{PostcopyAdvice, SectionId};
+use limosa_wire::{Features, MultifdSettings, PostcopyAdvice, SectionId};
+use std::fmt;
 
 /// How an incoming migration ended, and where the guest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,15 @@ pub enum DestinationFailure {
         /// Its name.
         command: &'static str,
     },
+    /// The source has chosen what was not offered to it.
+    #[error("the source uses {features}, which was not offered")]
+    NotOffered {
+        /// What it should not have chosen.
+        features: Features,
+    },
+    /// A setting that must be the same on both sides is not.
+    #[error(transparent)]
+    Settings(SettingsMismatch),
     /// The source wants answers over a link that has no way back.
     #[error("the source opened a return path on a link that has none")]
     NoReturnPath,
@@ -112,6 +122,35 @@ pub enum DestinationFailure {
     Start,
 }
 
+/// Multifd settings that differ: pages would not arrive, or could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct SettingsMismatch {
+    /// The source's.
+    pub theirs: MultifdSettings,
+    /// Ours.
+    pub ours: MultifdSettings,
+}
+
+impl fmt::Display for SettingsMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { theirs, ours } = *self;
+        if (theirs.channels == 0) != (ours.channels == 0) {
+            let on_off = |channels: u8| if channels == 0 { "off" } else { "on" };
+            return differs("multifd", on_off(theirs.channels), on_off(ours.channels), f);
+        }
+        if theirs.channels != ours.channels {
+            differs("multifd-channels", theirs.channels, ours.channels, f)?;
+        }
+        if theirs.channels != ours.channels && theirs.compression != ours.compression {
+            f.write_str("; ")?;
+        }
+        if theirs.compression != ours.compression {
+            differs("multifd-compression", theirs.compression.name(), ours.compression.name(), f)?;
+        }
+        Ok(())
+    }
+}
+
 impl DestinationOutcome {
     /// The status that goes with it.
     pub const fn status(&self) -> MigrationStatus {
@@ -121,6 +160,11 @@ impl DestinationOutcome {
             DestinationEnding::Cancelled => MigrationStatus::Cancelled,
         }
     }
+}
+
+/// Said the same way on both sides: the source hears these words too.
+fn differs<T: fmt::Display>(name: &str, theirs: T, ours: T, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{name}: {theirs} on the source, {ours} on the destination")
 }
 
 fn section_or_header(section: &Option<SectionId>) -> String {

@@ -6,7 +6,8 @@ use crate::error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
 use crate::ping::PingPurpose;
 use crate::status::GuestFate;
 use DestinationEvent as E;
-use limosa_wire::{Command, ReturnMessage, SectionId};
+use limosa_wire::multifd::Compression;
+use limosa_wire::{Agreement, Command, Features, Hello, MultifdSettings, ReturnMessage, SectionId};
 
 const RAM: SectionId = SectionId(1);
 const SERIAL: SectionId = SectionId(7);
@@ -71,6 +72,10 @@ fn failure(destination: &Destination) -> &DestinationFailure {
     }
 }
 
+fn load_setup(features: Features) -> DestinationAction {
+    DestinationAction::LoadSetup { features }
+}
+
 fn pong(value: u32) -> DestinationAction {
     Send(ReturnMessage::Pong(value))
 }
@@ -85,7 +90,8 @@ fn the_guest_starts_when_everything_is_read_and_the_source_hears_of_it_then() {
     let setup = E::CommandRead(Command::Ping(PingPurpose::Setup.value()));
     assert_eq!(all_after(&mut destination, with_return_path()), []);
     assert_eq!(destination.status(), MigrationStatus::Active);
-    assert_eq!(all_after(&mut destination, section(RAM, SectionKind::Start(RAM_ENTRY))), []);
+    let begun = all_after(&mut destination, section(RAM, SectionKind::Start(RAM_ENTRY)));
+    assert_eq!(begun, [load_setup(Features::NONE)]);
     assert_eq!(after(&mut destination, setup), [pong(PingPurpose::Setup.value())]);
     assert_eq!(all_after(&mut destination, section(RAM, SectionKind::Part)), []);
     assert_eq!(after(&mut destination, E::CommandRead(Command::SwitchoverStart)), []);
@@ -285,4 +291,91 @@ fn a_stream_without_vmdescription_ends_at_eof_where_that_is_asked_for() {
     let mut destination = Destination::new(config);
     all_after(&mut destination, loaded());
     assert_eq!(after(&mut destination, E::EndOfStream), [StartGuest]);
+}
+
+const GREETED: Command = Command::Ping(limosa_wire::GREETING);
+
+fn four_channels() -> DestinationConfig {
+    let multifd = MultifdSettings { channels: 4, compression: Compression::Zstd };
+    DestinationConfig { features: Features::POPULATED_REPORT, multifd, ..DestinationConfig::default() }
+}
+
+/// A destination with four channels that has been greeted.
+fn greeted() -> Destination {
+    let mut destination = Destination::new(four_channels());
+    all_after(&mut destination, with_return_path());
+    let hello = Hello { version: 1, features: Features::POPULATED_REPORT };
+    let said = after(&mut destination, E::CommandRead(GREETED));
+    assert_eq!(said, [Send(ReturnMessage::Hello(hello)), pong(limosa_wire::GREETING)]);
+    destination
+}
+
+fn chosen(features: Features, channels: u8, compression: Compression) -> DestinationEvent {
+    let multifd = MultifdSettings { channels, compression };
+    E::CommandRead(Command::Features(Agreement { features, multifd }))
+}
+
+const REASONED: [DestinationAction; 3] = [DestinationAction::SendReason, REFUSAL, Finish];
+
+#[test]
+fn what_the_source_chose_is_told_to_the_handlers_before_the_first_section_once() {
+    let mut destination = greeted();
+    let features = Features::POPULATED_REPORT;
+    assert_eq!(after(&mut destination, chosen(features, 4, Compression::Zstd)), []);
+    let started = all_after(&mut destination, section(RAM, SectionKind::Start(RAM_ENTRY)));
+    assert_eq!(started, [load_setup(features)]);
+    assert_eq!(all_after(&mut destination, section(RAM, SectionKind::Part)), []);
+}
+
+#[test]
+fn settings_that_differ_are_refused_with_both_values() {
+    let table = [
+        (0, Compression::None, "multifd: off on the source, on on the destination"),
+        (2, Compression::Zstd, "multifd-channels: 2 on the source, 4 on the destination"),
+        (4, Compression::Zlib, "multifd-compression: zlib on the source, zstd on the destination"),
+        (
+            1,
+            Compression::None,
+            "multifd-channels: 1 on the source, 4 on the destination; \
+             multifd-compression: none on the source, zstd on the destination",
+        ),
+    ];
+    for (channels, compression, text) in table {
+        let mut destination = greeted();
+        assert_eq!(after(&mut destination, chosen(Features::NONE, channels, compression)), REASONED);
+        assert_eq!(failure(&destination).to_string(), text);
+    }
+}
+
+#[test]
+fn a_feature_that_was_not_offered_is_refused() {
+    let mut destination = greeted();
+    let event = chosen(Features::KNOWN, 4, Compression::Zstd);
+    assert_eq!(after(&mut destination, event), REASONED);
+    let features = Features::KNOWN.without(Features::POPULATED_REPORT);
+    assert_eq!(failure(&destination), &DestinationFailure::NotOffered { features });
+}
+
+#[test]
+fn features_belong_between_the_greeting_and_the_first_section() {
+    let choice = || chosen(Features::NONE, 4, Compression::Zstd);
+    let mut unasked = Destination::new(four_channels());
+    all_after(&mut unasked, with_return_path());
+    assert_eq!(after(&mut unasked, choice()), [REFUSAL, Finish], "a QEMU would not understand a reason");
+
+    let mut twice = greeted();
+    assert_eq!(all_after(&mut twice, [choice(), choice()]), REASONED);
+
+    let mut late = greeted();
+    all_after(&mut late, section(RAM, SectionKind::Start(RAM_ENTRY)));
+    assert_eq!(after(&mut late, choice()), REASONED);
+}
+
+#[test]
+fn a_source_that_has_greeted_hears_why() {
+    let mut destination = greeted();
+    assert_eq!(after(&mut destination, E::LoadFailed { section: None }), REASONED);
+    let mut lost = greeted();
+    let loss = Loss { role: LinkRole::ReturnPath, ..LOSS };
+    assert_eq!(after(&mut lost, E::Lost(loss)), [Finish], "but not over a return path that is gone");
 }

@@ -44,9 +44,7 @@ impl SendingEnd {
                 context.sent_in_downtime(sent);
                 context.timeline.end_sent = Some(now);
                 match refused {
-                    Some(code) => {
-                        Ok(unwind::resume(SourceEnding::Failed(SourceFailure::Refused { code }), context))
-                    }
+                    Some(code) => Ok(take_back(code, context)),
                     None if context.config.return_path => {
                         Ok(State::AwaitingShut(AwaitingShut { broken: None, deadline }))
                     }
@@ -81,9 +79,7 @@ impl AwaitingShut {
         let Self { broken, deadline } = self;
         match (event, broken) {
             (SourceEvent::Return(ReturnMessage::Shut(0)), _) => Ok(complete(true, context)),
-            (SourceEvent::Return(ReturnMessage::Shut(code)), None) => {
-                Ok(unwind::resume(SourceEnding::Failed(SourceFailure::Refused { code }), context))
-            }
+            (SourceEvent::Return(ReturnMessage::Shut(code)), None) => Ok(take_back(code, context)),
             // A QEMU that has read EOF but not the vmdescription runs the guest *and* says SHUT(1) (wire 1.9).
             // So a refusal is only believed over a link that was whole.
             (SourceEvent::Return(ReturnMessage::Shut(_)), Some(loss)) => Err(SourceFailure::Lost(loss)),
@@ -102,6 +98,12 @@ impl AwaitingShut {
 /// The destination has the guest.
 fn complete(confirmed: bool, context: &mut Context) -> State {
     unwind::finish(SourceEnding::Completed { confirmed }, GuestFate::OnDestination, false, context)
+}
+
+/// The destination does not run the guest, so it is ours again.
+fn take_back(code: u32, context: &mut Context) -> State {
+    let ending = SourceEnding::Failed(context.refused(code));
+    unwind::resume(ending, context)
 }
 
 fn shut_timed_out(context: &Context) -> SourceFailure {

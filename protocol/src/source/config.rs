@@ -3,7 +3,7 @@
 use crate::convergence::ConvergenceConfig;
 use crate::ping::ROUNDS_MAX;
 use crate::units::BytesPerSecond;
-use limosa_wire::PostcopyAdvice;
+use limosa_wire::{Features, MultifdSettings, PostcopyAdvice};
 use std::time::Duration;
 
 /// Settings of one outgoing migration.
@@ -16,6 +16,10 @@ pub struct SourceConfig {
     pub pause_before_switchover: bool,
     /// Don't switch over before the destination's SWITCHOVER_ACK. Needs `return_path`.
     pub switchover_ack: bool,
+    /// Extensions to QEMU's protocol to be used.
+    pub features: FeatureWishes,
+    /// Our multifd channels; a destination that knows extensions compares them with its own.
+    pub multifd: MultifdSettings,
     /// When to switch over.
     pub convergence: ConvergenceConfig,
     /// Limit on what leaves while the guest runs; `None` is unlimited. The switchover is never limited.
@@ -39,10 +43,19 @@ pub struct SourcePostcopy {
     pub max_bandwidth: Option<BytesPerSecond>,
 }
 
+/// Extensions that a source asks its destination for (wire 14.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeatureWishes {
+    /// Used if the destination offers them.
+    pub wanted: Features,
+    /// Without these nothing moves. Needs [`SourceConfig::return_path`], unless empty.
+    pub required: Features,
+}
+
 /// How long the source waits for an answer of the destination before it calls it lost; [`Duration::MAX`] is for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceTimeouts {
-    /// Configuration, block list and versions accepted there.
+    /// The greeting answered; and later, block list and versions accepted there.
     pub setup: Duration,
     /// Everything of a round processed there, the queue of the link included.
     pub round: Duration,
@@ -77,6 +90,8 @@ impl Default for SourceConfig {
             return_path: true,
             pause_before_switchover: false,
             switchover_ack: false,
+            features: FeatureWishes::default(),
+            multifd: MultifdSettings::default(),
             convergence: ConvergenceConfig::default(),
             max_bandwidth: None,
             postcopy: None,

@@ -9,12 +9,12 @@ use crate::convergence::Convergence;
 use crate::ping::{PingLedger, PingPurpose, Pong};
 use crate::token_bucket::TokenBucket;
 use limosa_pages::ByteCount;
-use limosa_wire::{Command, ReturnMessage};
+use limosa_wire::{Command, RefusalReason, ReturnMessage};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Most actions that wait at once (I11). The longest list is that of the first moment, OPEN_RETURN_PATH, PING and
-/// setup; a step adds at most two to what the shell has not taken yet, and it takes all after every event.
+/// Most actions that wait at once (I11). The longest list is that of the first moment, OPEN_RETURN_PATH and two PINGs;
+/// a step adds at most two to what the shell has not taken yet, and it takes all after every event.
 const ACTIONS_MAX: usize = 8;
 
 #[derive(Debug)]
@@ -34,13 +34,20 @@ pub(super) struct Context {
     pub(super) package_taken: bool,
     /// The guest is known to have run on the destination.
     pub(super) runs_there: bool,
-    /// The destination says whether it runs the guest, or never did (wire 14.2).
+    /// The destination says whether it runs the guest, or never did (wire 14.1).
     pub(super) running_answers: bool,
     /// The user wants postcopy.
     postcopy_asked: bool,
     pub(super) cancel_refused: bool,
     acknowledged: bool,
+    /// The destination has said HELLO: it may use the messages of our own.
+    pub(super) greeted: bool,
+    /// Why the destination will say SHUT, if it has said so.
+    refusal: Option<RefusalReason>,
 }
+
+/// The code of the SHUT that follows a REFUSED, from every version of ours.
+const REFUSED_CODE: u32 = 1;
 
 /// What is left of an event after the rules that hold in every state.
 pub(super) enum Screened {
@@ -69,6 +76,8 @@ impl Context {
             postcopy_asked: false,
             cancel_refused: false,
             acknowledged: !config.switchover_ack,
+            greeted: false,
+            refusal: None,
             config,
         }
     }
@@ -241,7 +250,17 @@ impl Context {
             }
             // I7: success before the end was sent is no success.
             ReturnMessage::Shut(0) => broken_rule("no success before the end of the stream"),
-            ReturnMessage::Shut(code) => Err(SourceFailure::Refused { code }),
+            ReturnMessage::Shut(code) => Err(self.refused(code)),
+            ReturnMessage::Hello(_) if matches!(state, State::Greeting(_)) => {
+                Ok(Screened::Pass(SourceEvent::Return(message)))
+            }
+            ReturnMessage::Refused(_) if !self.greeted => broken_rule("no REFUSED without a HELLO"),
+            ReturnMessage::Refused(reason) => {
+                self.refusal.get_or_insert(reason);
+                // The SHUT says the same again. After the end of the stream only it counts.
+                if self.may_run_there() { Ok(Screened::Done) } else { Err(self.refused(REFUSED_CODE)) }
+            }
+            ReturnMessage::Hello(_) => broken_rule("no HELLO after the greeting"),
             // The urgent path's: a shell that hands them in does no harm once there is one.
             ReturnMessage::RequestPages { .. } if self.package_taken => Ok(Screened::Done),
             ReturnMessage::ResumeAck if self.package_taken => {
@@ -254,6 +273,11 @@ impl Context {
             }
             _ => broken_rule("no message of postcopy"),
         }
+    }
+
+    /// The failure that a SHUT with this code means.
+    pub(super) fn refused(&mut self, code: u32) -> SourceFailure {
+        SourceFailure::Refused { code, reason: self.refusal.take() }
     }
 
     fn change(&mut self, change: ParameterChange, now: Instant) {

@@ -3,7 +3,7 @@
 use super::config::ParameterChange;
 use crate::error::{Loss, Unexpected};
 use limosa_pages::ByteCount;
-use limosa_wire::{Command, ReturnMessage};
+use limosa_wire::{Command, Features, ReturnMessage};
 use std::fmt;
 use std::time::Duration;
 
@@ -16,7 +16,10 @@ pub enum SourceAction {
     /// Encode this command and flush. No answer, only `Lost` if it could not leave.
     SendCommand(Command),
     /// Write the START sections. Answer: [`SourceEvent::SetupSaved`].
-    SaveSetup,
+    SaveSetup {
+        /// The extensions that both sides use from now on.
+        features: Features,
+    },
     /// Merge the dirty log into what is owed. Answer: [`SourceEvent::Synced`].
     SyncDirty,
     /// Write PART sections until a limit is reached or nothing is owed. Answer: [`SourceEvent::Iterated`].
@@ -324,5 +327,7 @@ pub(super) fn return_message(message: &ReturnMessage) -> Unexpected {
         ReturnMessage::SwitchoverAck => Unexpected::named("SWITCHOVER_ACK"),
         ReturnMessage::Running => Unexpected::named("RUNNING"),
         ReturnMessage::NeverRan => Unexpected::named("NEVER_RAN"),
+        ReturnMessage::Hello(_) => Unexpected::named("HELLO"),
+        ReturnMessage::Refused(_) => Unexpected::named("REFUSED"),
     }
 }

@@ -3,6 +3,7 @@
 mod commit;
 mod config;
 mod context;
+mod greeting;
 mod handover;
 mod interface;
 mod outcome;
@@ -17,7 +18,7 @@ mod switchover;
 mod tests;
 mod unwind;
 
-pub use config::{ParameterChange, SourceConfig, SourcePostcopy, SourceTimeouts};
+pub use config::{FeatureWishes, ParameterChange, SourceConfig, SourcePostcopy, SourceTimeouts};
 pub use interface::{OperatorWord, Pending, SourceAction, SourceEvent, SourceStep};
 pub use outcome::{SourceEnding, SourceFailure, SourceOutcome, Wait};
 pub use precopy::{EMPTY_SLICES_MAX, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX};
@@ -27,13 +28,15 @@ use crate::ping::ROUNDS_MAX;
 use crate::status::MigrationStatus;
 use crate::units::BytesPerSecond;
 use context::{Context, Screened};
+use greeting::Greeting;
+use limosa_wire::Features;
 use setup::SavingSetup;
 use state::State;
 use std::time::{Duration, Instant};
 
 /// The source's half of a migration.
 ///
-/// Setup, rounds of precopy, switchover, commit point, last word. Whatever goes wrong before the commit point
+/// Greeting, setup, rounds of precopy, switchover, commit point, last word. Whatever goes wrong before the commit point
 /// ([`SourceAction::SendEnd`] taken from [`Self::poll_action`]) ends with the guest running here; whatever goes
 /// wrong after it, with the guest stopped here and the outcome in doubt, unless the destination says that it
 /// refuses (I6).
@@ -56,7 +59,8 @@ impl Source {
     /// A migration that begins `now`, over a link that is connected and carries header and configuration already.
     ///
     /// # Panics
-    /// If the configuration wants acknowledgements or postcopy without a return path, postcopy by policy without its capability, or more than [`ROUNDS_MAX`] rounds.
+    /// If the configuration wants acknowledgements, requires features or wants postcopy without a return path, wants
+    /// postcopy by policy without its capability, or more than [`ROUNDS_MAX`] rounds.
     pub fn new(config: SourceConfig, now: Instant) -> Self {
         assert!(
             config.return_path || !config.switchover_ack,
@@ -67,9 +71,18 @@ impl Source {
             config.postcopy.is_some() || config.convergence.auto_postcopy.is_none(),
             "postcopy by policy, but not enabled"
         );
+        assert!(
+            config.return_path || config.features.required.is_empty(),
+            "no return path to agree about {} on",
+            config.features.required
+        );
         assert!(config.rounds_max <= ROUNDS_MAX, "rounds_max {} above {ROUNDS_MAX}", config.rounds_max);
         let mut context = Context::new(config, now);
-        let state = Some(SavingSetup::enter(&mut context));
+        let state = Some(if context.config.return_path {
+            Greeting::enter(&mut context, now)
+        } else {
+            SavingSetup::enter(Features::NONE, &mut context)
+        });
         Self { state, context }
     }
 

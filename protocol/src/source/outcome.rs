@@ -3,6 +3,7 @@
 use super::interface::SourceStep;
 use crate::error::{Loss, ProtocolError};
 use crate::status::{GuestFate, MigrationStatus};
+use limosa_wire::{Features, RefusalReason};
 use std::fmt;
 use std::time::Duration;
 
@@ -54,10 +55,20 @@ pub enum SourceFailure {
         limit: Duration,
     },
     /// The destination said SHUT with a code that is not zero: it does not run the guest.
-    #[error("the destination refused with code {code}")]
+    #[error("the destination refused{}", said(*.code, .reason))]
     Refused {
         /// The code.
         code: u32,
+        /// Its reason; a QEMU gives none.
+        reason: Option<RefusalReason>,
+    },
+    /// The destination cannot do what this migration needs. Nothing has moved.
+    #[error("the destination {}offers no {missing}", if *.extended { "" } else { "knows no extensions and " })]
+    MissingFeatures {
+        /// What it lacks.
+        missing: Features,
+        /// It has said HELLO, so it is none of QEMU's.
+        extended: bool,
     },
     /// The guest dirties memory faster than it can be sent.
     #[error("not converged after {rounds} rounds")]
@@ -82,6 +93,8 @@ pub enum SourceFailure {
 /// What the source was waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wait {
+    /// The answer to the greeting.
+    Greeting,
     /// The proof that setup was accepted.
     Setup,
     /// The barrier at the end of a round.
@@ -101,6 +114,7 @@ pub enum Wait {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Greeting => f.write_str("the greeting"),
             Self::Setup => f.write_str("the setup"),
             Self::Round(number) => write!(f, "the barrier of round {number}"),
             Self::Devices => f.write_str("the device state"),
@@ -120,5 +134,12 @@ impl SourceOutcome {
             SourceEnding::Failed(_) => MigrationStatus::Failed,
             SourceEnding::Cancelled => MigrationStatus::Cancelled,
         }
+    }
+}
+
+fn said(code: u32, reason: &Option<RefusalReason>) -> String {
+    match reason {
+        Some(reason) => format!(": {reason}"),
+        None => format!(" with code {code}"),
     }
 }

@@ -262,7 +262,7 @@ pub(super) fn complete(context: &mut Context) -> State {
 /// The destination ends it where it should not. One that gives such answers says SHUT with a code before it has run the
 /// guest and never after; a QEMU's proves nothing, so there the pause keeps the doubt (I6, I7).
 fn shut(code: u32, context: &mut Context) -> Transition {
-    let failure = SourceFailure::Refused { code };
+    let failure = context.refused(code);
     if code != 0 && context.running_answers && !context.runs_there {
         return Ok(unwind::resume(SourceEnding::Failed(failure), context));
     }

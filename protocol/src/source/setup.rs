@@ -6,7 +6,7 @@ use super::outcome::{SourceFailure, Wait};
 use super::precopy::Syncing;
 use super::state::{State, Transition, unexpected};
 use crate::ping::PingPurpose;
-use limosa_wire::{Command, ReturnMessage};
+use limosa_wire::{Command, Features, ReturnMessage};
 use std::time::Instant;
 
 /// The live handlers write their START sections.
@@ -23,15 +23,11 @@ pub(super) struct ProvingSetup {
 impl SavingSetup {
     pub(super) const NAME: &'static str = "saving setup";
 
-    pub(super) fn enter(context: &mut Context) -> State {
-        if context.config.return_path {
-            context.act(SourceAction::SendCommand(Command::OpenReturnPath));
-            context.ping(PingPurpose::Open);
-        }
+    pub(super) fn enter(features: Features, context: &mut Context) -> State {
         if let Some(postcopy) = context.config.postcopy {
             context.act(SourceAction::SendCommand(Command::PostcopyAdvise(Some(postcopy.advice))));
         }
-        context.act(SourceAction::SaveSetup);
+        context.act(SourceAction::SaveSetup { features });
         State::SavingSetup(Self)
     }
 

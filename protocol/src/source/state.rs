@@ -2,6 +2,7 @@
 
 use super::commit::{AwaitingShut, SendingEnd};
 use super::context::Context;
+use super::greeting::Greeting;
 use super::handover::{CompletingForPostcopy, Discarding, OpeningPreempt, PackagingDevices, SendingPackage};
 use super::interface::SourceEvent;
 use super::outcome::{SourceFailure, SourceOutcome};
@@ -23,6 +24,7 @@ pub(super) type Transition = Result<State, SourceFailure>;
 /// What the source waits for. Each holds what only it needs.
 #[derive(Debug)]
 pub(super) enum State {
+    Greeting(Greeting),
     SavingSetup(SavingSetup),
     ProvingSetup(ProvingSetup),
     Syncing(Syncing),
@@ -63,6 +65,7 @@ impl State {
     /// ([`Context::screen`](super::context::Context)), so a PONG is the awaited one and a timeout is due.
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match self {
+            Self::Greeting(state) => state.on(event, context, now),
             Self::SavingSetup(state) => state.on(event, context, now),
             Self::ProvingSetup(state) => state.on(event, context, now),
             Self::Syncing(state) => state.on(event, context, now),
@@ -102,6 +105,7 @@ impl State {
     /// Its name in errors and tests.
     pub(super) const fn name(&self) -> &'static str {
         match self {
+            Self::Greeting(_) => Greeting::NAME,
             Self::SavingSetup(_) => SavingSetup::NAME,
             Self::ProvingSetup(_) => ProvingSetup::NAME,
             Self::Syncing(_) => Syncing::NAME,
@@ -141,7 +145,7 @@ impl State {
     /// What the user sees.
     pub(super) fn status(&self) -> MigrationStatus {
         match self {
-            Self::SavingSetup(_) | Self::ProvingSetup(_) => MigrationStatus::Setup,
+            Self::Greeting(_) | Self::SavingSetup(_) | Self::ProvingSetup(_) => MigrationStatus::Setup,
             Self::Syncing(_) | Self::Iterating(_) | Self::Throttled(_) => MigrationStatus::Active,
             Self::Barrier(_) | Self::Resting(_) | Self::StoppingVm(_) => MigrationStatus::Active,
             Self::OpeningPreempt(_) => MigrationStatus::Active,
@@ -167,6 +171,7 @@ impl State {
     /// When it stops waiting.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
+            Self::Greeting(state) => state.deadline,
             Self::ProvingSetup(state) => state.deadline,
             Self::Throttled(state) => state.until,
             Self::Barrier(state) => state.deadline,

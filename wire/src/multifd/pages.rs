@@ -100,7 +100,7 @@ impl<'a> PagesHeader<'a> {
 
     /// Reads what follows the flags; `flags_at` is where they stood.
     pub(super) fn read(flags_at: usize, flags: u32, cursor: &mut Cursor<'a>) -> Result<Self, Halt> {
-        let compression = Compression::from_flags(flags_at, flags)?;
+        let compression = Compression::from_method(flags_at, flags & METHOD)?;
         let at = cursor.at();
         let allocated = u64::from(cursor.u32()?);
         at_most(at, Field::PagesAllocated, allocated, PACKET_PAGES as u64)?;
@@ -149,7 +149,7 @@ impl PagesPacket<'_> {
             }
         }
         let counts = [PACKET_PAGES as u32, normal as u32, self.payload_bytes];
-        head(self.compression.flags(), counts, self.packet_number, zero as u32, out);
+        head(u32::from(self.compression.method()), counts, self.packet_number, zero as u32, out);
         encode_padded_name(self.block.as_str(), out);
         let end = out.len() + OFFSETS_BYTES;
         for offset in self.normal.iter().chain(self.zero) {
@@ -168,7 +168,21 @@ impl PagesPacket<'_> {
 }
 
 impl Compression {
-    fn flags(self) -> u32 {
+    /// The method's name, as `multifd-compression` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+            Self::Qpl => "qpl",
+            Self::Uadk => "uadk",
+            Self::Qatzip => "qatzip",
+            Self::PerPacket => "per packet",
+        }
+    }
+
+    /// The bits of a packet's flags that name the method.
+    pub(crate) const fn method(self) -> u8 {
         match self {
             Self::None => 0,
             Self::Zlib => 0x02,
@@ -177,7 +191,7 @@ impl Compression {
             Self::Uadk => 0x10,
             Self::Qatzip => 0x20,
             // All bits of the field: QEMU sets one of them.
-            Self::PerPacket => METHOD,
+            Self::PerPacket => METHOD as u8,
         }
     }
 
@@ -189,14 +203,11 @@ impl Compression {
         }
     }
 
-    fn from_flags(at: usize, flags: u32) -> Result<Self, WireError> {
+    pub(crate) fn from_method(at: usize, method: u32) -> Result<Self, WireError> {
         let all = [Self::None, Self::Zlib, Self::Zstd, Self::Qpl, Self::Uadk, Self::Qatzip, Self::PerPacket];
-        let method = flags & METHOD;
-        all.into_iter().find(|compression| compression.flags() == method).ok_or(WireError::Unknown {
-            at,
-            field: Field::MultifdMethod,
-            got: u64::from(method),
-        })
+        all.into_iter()
+            .find(|compression| u32::from(compression.method()) == method)
+            .ok_or(WireError::Unknown { at, field: Field::MultifdMethod, got: u64::from(method) })
     }
 }
 

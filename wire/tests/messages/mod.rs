@@ -8,8 +8,9 @@ use limosa_wire::multifd::{
     Compression, InitPacket, MAX_COMPRESSED_BYTES, PACKET_PAGES, max_per_packet_bytes,
 };
 use limosa_wire::{
-    Command, Configuration, DiscardRange, POPULATED_REGION, PostcopyAdvice, RamSetup, ReceivedPages,
-    RequestedPages, ReturnMessage, SectionHeader, SectionId, SetupBlock, StartKind,
+    Agreement, Command, Configuration, DiscardRange, Features, Hello, MultifdSettings, POPULATED_REGION,
+    PostcopyAdvice, RamSetup, ReceivedPages, RefusalReason, RequestedPages, ReturnMessage, SectionHeader,
+    SectionId, SetupBlock, StartKind,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -77,7 +78,20 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         Just(Command::PostcopyResume),
         block_name().prop_map(|block| Command::RecvBitmap { block }),
         Just(Command::SwitchoverStart),
+        agreement().prop_map(Command::Features),
     ]
+}
+
+fn agreement() -> impl Strategy<Value = Agreement> {
+    (0..=Features::KNOWN.bits(), any::<u8>(), compression()).prop_map(|(bits, channels, compression)| {
+        let multifd = MultifdSettings { channels, compression };
+        Agreement { features: Features::from_bits(bits), multifd }
+    })
+}
+
+fn compression() -> impl Strategy<Value = Compression> {
+    use Compression::{None, PerPacket, Qatzip, Qpl, Uadk, Zlib, Zstd};
+    proptest::sample::select(vec![None, Zlib, Zstd, Qpl, Uadk, Qatzip, PerPacket])
 }
 
 pub(crate) fn return_message() -> impl Strategy<Value = ReturnMessage> {
@@ -96,6 +110,10 @@ pub(crate) fn return_message() -> impl Strategy<Value = ReturnMessage> {
         Just(ReturnMessage::SwitchoverAck),
         Just(ReturnMessage::Running),
         Just(ReturnMessage::NeverRan),
+        (1_u16.., any::<u64>()).prop_map(|(version, bits)| {
+            ReturnMessage::Hello(Hello { version, features: Features::from_bits(bits) })
+        }),
+        ".{1,700}".prop_map(|text| ReturnMessage::Refused(RefusalReason::new(&text))),
     ]
 }
 
@@ -161,21 +179,19 @@ pub(crate) struct Pages {
 }
 
 pub(crate) fn pages() -> impl Strategy<Value = Pages> {
-    use Compression::{None, PerPacket, Qatzip, Qpl, Uadk, Zlib, Zstd};
-    let compression = proptest::sample::select(vec![None, Zlib, Zstd, Qpl, Uadk, Qatzip, PerPacket]);
     let block =
         block_name().prop_filter("NUL ends the name in a packet", |name| !name.as_str().contains('\0'));
     let offsets = vec(page_offset(), 1..=PACKET_PAGES);
     let split = any::<proptest::sample::Index>();
     let bytes = 1..=MAX_COMPRESSED_BYTES;
-    (block, offsets, split, compression, bytes, any::<u64>()).prop_map(
+    (block, offsets, split, compression(), bytes, any::<u64>()).prop_map(
         |(block, mut normal, split, compression, bytes, packet_number)| {
             let zero = normal.split_off(split.index(normal.len() + 1));
             let payload_bytes = match (normal.len(), compression) {
                 (0, _) => 0,
-                (count, None) => (count * PAGE_BYTES) as u32,
+                (count, Compression::None) => (count * PAGE_BYTES) as u32,
                 // As if all pages were raw.
-                (count, PerPacket) => max_per_packet_bytes(count) as u32,
+                (count, Compression::PerPacket) => max_per_packet_bytes(count) as u32,
                 _ => bytes,
             };
             Pages { block, normal, zero, compression, payload_bytes, packet_number }

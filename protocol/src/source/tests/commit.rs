@@ -55,7 +55,7 @@ fn a_refusal_after_the_commit_point_brings_the_guest_back() {
     let mut run = Run::in_phase(SourceConfig::default(), Phase::Shut);
     assert_eq!(run.after(shut(1)), [CloseLink, ResumeVm]);
     assert_eq!(run.after(SourceEvent::VmResumed), [Finish]);
-    assert_eq!(run.outcome(), &failed(SourceFailure::Refused { code: 1 }, GuestFate::OnSource));
+    assert_eq!(run.outcome(), &failed(SourceFailure::Refused { code: 1, reason: None }, GuestFate::OnSource));
 }
 
 #[test]

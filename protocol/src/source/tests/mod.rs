@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
 
 mod commit;
+mod greeting;
 mod rounds;
 
 use super::SourceAction::*;
@@ -11,7 +12,7 @@ use crate::error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
 use crate::ping::PingPurpose;
 use crate::status::GuestFate;
 use limosa_pages::ByteCount;
-use limosa_wire::{Command, ReturnMessage};
+use limosa_wire::{Command, Features, ReturnMessage};
 
 /// A machine and its clock.
 struct Run {
@@ -59,6 +60,7 @@ impl Run {
         let mut run = Self::new(config);
         run.actions();
         let events = [
+            (Phase::Setup, vec![pong(PingPurpose::Greeting)]),
             (Phase::Round, vec![setup_saved(), pong(PingPurpose::Setup), synced(8 * MIB)]),
             (Phase::Barrier, vec![iterated(8 * MIB, 0)]),
             (Phase::Stopping, vec![pong(PingPurpose::Round(1)), synced(0)]),
@@ -77,6 +79,7 @@ impl Run {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
+    Greeting,
     Setup,
     Round,
     Barrier,
@@ -134,6 +137,8 @@ fn ping(purpose: PingPurpose) -> SourceAction {
     SendCommand(Command::Ping(purpose.value()))
 }
 
+const SAVE_SETUP: SourceAction = SaveSetup { features: Features::NONE };
+
 const SLICE: SourceAction = Iterate { max_bytes: SLICE_BYTES_MAX, max_time: SLICE_TIME_MAX };
 
 fn without_return_path() -> SourceConfig {
@@ -148,9 +153,11 @@ fn failed(failure: SourceFailure, fate: GuestFate) -> SourceOutcome {
 #[test]
 fn a_migration_with_a_return_path_proves_every_phase_before_the_next() {
     let mut run = Run::new(SourceConfig::default());
-    assert_eq!(run.actions(), [SendCommand(Command::OpenReturnPath), ping(PingPurpose::Open), SaveSetup]);
+    let (open, greeting) = (ping(PingPurpose::Open), ping(PingPurpose::Greeting));
+    assert_eq!(run.actions(), [SendCommand(Command::OpenReturnPath), open, greeting]);
     let table = [
         (pong(PingPurpose::Open), vec![]),
+        (pong(PingPurpose::Greeting), vec![SAVE_SETUP]),
         (setup_saved(), vec![ping(PingPurpose::Setup)]),
         (pong(PingPurpose::Setup), vec![SyncDirty]),
         (synced(8 * MIB), vec![SLICE]),
@@ -180,7 +187,7 @@ fn a_migration_with_a_return_path_proves_every_phase_before_the_next() {
 #[test]
 fn a_migration_without_a_return_path_asks_nothing_and_believes_the_kernel() {
     let mut run = Run::new(without_return_path());
-    assert_eq!(run.actions(), [SaveSetup]);
+    assert_eq!(run.actions(), [SAVE_SETUP]);
     let table = [
         (setup_saved(), vec![SyncDirty]),
         (synced(8 * MIB), vec![SLICE]),
@@ -201,6 +208,7 @@ fn a_migration_without_a_return_path_asks_nothing_and_believes_the_kernel() {
 #[test]
 fn statuses_follow_the_phases() {
     let phases = [
+        (Phase::Greeting, MigrationStatus::Setup),
         (Phase::Setup, MigrationStatus::Setup),
         (Phase::Round, MigrationStatus::Active),
         (Phase::Barrier, MigrationStatus::Active),
@@ -228,7 +236,9 @@ fn a_pause_before_the_switchover_stops_the_guest_and_waits_for_the_user() {
 
 #[test]
 fn loss_before_the_commit_point_leaves_the_guest_on_the_source() {
-    for phase in [Phase::Setup, Phase::Round, Phase::Barrier, Phase::Stopping, Phase::Devices] {
+    let phases =
+        [Phase::Greeting, Phase::Setup, Phase::Round, Phase::Barrier, Phase::Stopping, Phase::Devices];
+    for phase in phases {
         let mut run = Run::in_phase(SourceConfig::default(), phase);
         let mut seen = run.after(lost(LinkRole::Main));
         if phase >= Phase::Stopping {
@@ -336,8 +346,12 @@ fn an_answer_of_the_shell_to_another_question_names_both() {
 #[test]
 fn silence_of_the_destination_ends_each_wait() {
     let limits = SourceTimeouts::default();
-    let mut run = Run::new(SourceConfig::default());
-    run.actions();
+    let mut run = Run::in_phase(SourceConfig::default(), Phase::Greeting);
+    assert_eq!(run.after_timeout(), [CloseLink, Finish]);
+    let failure = SourceFailure::TimedOut { wait: Wait::Greeting, limit: limits.setup };
+    assert_eq!(run.outcome(), &failed(failure, GuestFate::OnSource));
+
+    let mut run = Run::in_phase(SourceConfig::default(), Phase::Setup);
     run.after(setup_saved());
     assert_eq!(run.after_timeout(), [CloseLink, Finish]);
     let failure = SourceFailure::TimedOut { wait: Wait::Setup, limit: limits.setup };

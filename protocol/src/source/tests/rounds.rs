@@ -6,8 +6,7 @@ use super::*;
 fn the_bandwidth_limit_bounds_a_slice_and_then_asks_for_time() {
     // 1 MB/s: the burst is 40 ms of it, and the next slice is worth sending after 10 ms more.
     let config = SourceConfig { max_bandwidth: Some(BytesPerSecond(1_000_000)), ..SourceConfig::default() };
-    let mut run = Run::new(config);
-    run.actions();
+    let mut run = Run::in_phase(config, Phase::Setup);
     run.all_after([setup_saved(), pong(PingPurpose::Setup)]);
     let slice = Iterate { max_bytes: ByteCount(40_000), max_time: SLICE_TIME_MAX };
     assert_eq!(run.after(synced(MIB)), [slice]);
@@ -20,8 +19,7 @@ fn the_bandwidth_limit_bounds_a_slice_and_then_asks_for_time() {
 #[test]
 fn lifting_the_limit_ends_the_pause() {
     let config = SourceConfig { max_bandwidth: Some(BytesPerSecond(1_000_000)), ..SourceConfig::default() };
-    let mut run = Run::new(config);
-    run.actions();
+    let mut run = Run::in_phase(config, Phase::Setup);
     run.all_after([setup_saved(), pong(PingPurpose::Setup), synced(MIB), iterated(41_000, MIB - 41_000)]);
     let change = ParameterChange { max_bandwidth: Some(None), ..ParameterChange::default() };
     assert_eq!(run.after(SourceEvent::SetParameters(change)), [SLICE]);
@@ -66,8 +64,8 @@ fn handlers_that_owe_and_never_send_are_stuck() {
 #[test]
 fn a_guest_that_does_not_converge_ends_at_the_limit_of_rounds() {
     let convergence = ConvergenceConfig { downtime_limit: Duration::ZERO, ..ConvergenceConfig::default() };
-    let mut run = Run::new(SourceConfig { rounds_max: 2, convergence, ..SourceConfig::default() });
-    run.actions();
+    let config = SourceConfig { rounds_max: 2, convergence, ..SourceConfig::default() };
+    let mut run = Run::in_phase(config, Phase::Setup);
     run.all_after([setup_saved(), pong(PingPurpose::Setup), synced(MIB)]);
     for round in 1..=2 {
         run.all_after([iterated(MIB, 0), pong(PingPurpose::Round(round))]);
