@@ -13,6 +13,7 @@ use limosa_wire::WireError;
 use limosa_wire::devices::{DescriptionError, DeviceError};
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 use thiserror::Error as ThisError;
 
 /// A section that could not be saved. The guest stays on the source.
@@ -139,6 +140,19 @@ pub enum LoadFault {
     /// A second main stream where channels were expected.
     #[error("a second migration stream came while its channels were waited for")]
     SecondStream,
+    /// The source has made fewer channels than were waited for.
+    #[error("{got} of {expected} multifd channels came within {patience:?}")]
+    MissingChannels {
+        /// Our setting.
+        expected: u8,
+        /// Those that came.
+        got: u8,
+        /// How long they had, counted from the first section.
+        patience: Duration,
+    },
+    /// No more connections could be accepted.
+    #[error("waiting for the multifd channels")]
+    Accept(#[source] Box<TransportError>),
     /// Channels were asked for where there is one connection only.
     #[error("a single connection cannot have multifd channels beside it")]
     SingleConnection,

@@ -16,6 +16,7 @@
 
 mod capture;
 mod error;
+mod extensions;
 mod global_state;
 mod incoming;
 mod observer;
@@ -33,6 +34,7 @@ pub use capture::{CapturedDevice, CapturedGuest};
 pub use error::{LoadError, LoadFault, NotStarted, Place, SaveError, SaveFault, SavePhase, StartError};
 pub use incoming::{Incoming, IncomingChannels, IncomingConfig, IncomingReport, IncomingStatistics};
 pub use limosa_multifd::Codec;
+pub use limosa_wire::Features;
 pub use limosa_wire::multifd::Compression;
 pub use observer::{NoObserver, Observer};
 pub use outgoing::{Downtime, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics, Round};
@@ -46,6 +48,6 @@ pub use stream::{StreamReader, StreamWriter};
 pub use vm::{RunState, Vm, VmError};
 
 pub use limosa_protocol::{
-    DestinationEnding, DestinationFailure, DestinationOutcome, GuestFate, MigrationStatus, SourceEnding,
-    SourceFailure, SourceOutcome,
+    DestinationEnding, DestinationFailure, DestinationOutcome, GuestFate, MigrationStatus, SettingsMismatch,
+    SourceEnding, SourceFailure, SourceOutcome,
 };

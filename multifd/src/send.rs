@@ -32,10 +32,11 @@ pub const CHANNELS_MAX: usize = 255;
 const QUEUED_PER_CHANNEL: usize = 2;
 
 /// How pages are sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendConfig {
-    /// UUID of the virtual machine; zeros if it has none. The other side compares it with its own.
-    pub uuid: [u8; 16],
+    /// What each channel sends first: the UUID of the virtual machine, zeros if it has none. The other side compares
+    /// it with its own. `None` for links that carry their init packets already.
+    pub uuid: Option<[u8; 16]>,
     /// How packets are compressed; the other side must be set to the same method.
     pub codec: Codec,
     /// Where zero pages are found.
@@ -111,6 +112,18 @@ pub struct SendChannels {
     synced: bool,
 }
 
+impl Default for SendConfig {
+    fn default() -> Self {
+        Self {
+            uuid: Some([0; 16]),
+            codec: Codec::None,
+            zero_detection: ZeroDetection::Multifd,
+            codec_workers: None,
+            delta_cache: ByteCount(0),
+        }
+    }
+}
+
 impl SendBatch {
     /// No pages of `block`.
     pub fn new(block: BlockId) -> Self {
@@ -160,7 +173,8 @@ impl Codec {
 }
 
 impl SendChannels {
-    /// Starts a channel on each of `links`, in this order; each sends its init packet at once.
+    /// Starts a channel on each of `links`, numbered in this order; each sends its init packet at once, if there is one
+    /// to send.
     ///
     /// Deadlines and roles are those of the links: a role is set before a link is split. A link is idle while the
     /// guest writes less than it can carry.

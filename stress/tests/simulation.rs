@@ -15,7 +15,8 @@ const PATIENCE: u64 = 6;
 /// after it is rarer.
 const MUTANT_RUNS_MAX: u64 = 1000;
 
-const SOURCE_STATES: [&str; 16] = [
+const SOURCE_STATES: [&str; 17] = [
+    "greeting",
     "saving setup",
     "proving setup",
     "syncing",

@@ -70,7 +70,7 @@ pub enum WireError {
         field: Field,
     },
     /// A name that is not UTF-8, or a reason with control characters.
-    #[error("{field} at byte {at} is no plain text")]
+    #[error("{field} at byte {at} is no plain UTF-8")]
     NotText {
         /// Offset in the input.
         at: usize,

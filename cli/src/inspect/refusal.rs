@@ -118,7 +118,8 @@ pub(super) fn by_command(command: &Command) -> Option<Refusal> {
         Command::OpenReturnPath
         | Command::Ping(_)
         | Command::PostcopyAdvise(_)
-        | Command::SwitchoverStart => None,
+        | Command::SwitchoverStart
+        | Command::Features(_) => None,
         Command::EnableColo => Some(Refusal::Colo),
         Command::PostcopyListen
         | Command::PostcopyRun
@@ -143,6 +144,7 @@ pub(super) fn command_name(command: &Command) -> &'static str {
         Command::PostcopyResume => "POSTCOPY_RESUME",
         Command::RecvBitmap { .. } => "RECV_BITMAP",
         Command::SwitchoverStart => "SWITCHOVER_START",
+        Command::Features(_) => "FEATURES",
     }
 }
 

@@ -124,6 +124,7 @@ impl<R: Read> Walk<R> {
                 format!("page sizes {all:#x}, target page {target:#x}")
             }
             Command::PostcopyAdvise(None) => "for block dirty bitmaps only".to_owned(),
+            Command::Features(agreement) => agreement.features.to_string(),
             _ => String::new(),
         };
         self.element(offset, Element::Command { command: refusal::command_name(command), detail });

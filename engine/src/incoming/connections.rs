@@ -5,7 +5,7 @@ use crate::error::LoadFault;
 use crate::savevm::ReceiveLinks;
 use crate::stop::Stop;
 use limosa_multifd::{ReceiveConfig, ReceiveLink, SYNC_PATIENCE};
-use limosa_transport::{Link, Listener, Role};
+use limosa_transport::{Failure, Link, Listener, Role};
 use limosa_wire::STREAM_MAGIC;
 use limosa_wire::multifd::MULTIFD_MAGIC;
 use std::time::{Duration, Instant};
@@ -13,67 +13,100 @@ use std::time::{Duration, Instant};
 /// How long a new connection may keep to itself what it is. Sources say it at once (wire 4.3).
 const INTRODUCTION: Duration = Duration::from_secs(30);
 
-/// How long the connections of one stream may take to come in after the first. A source that was set to fewer
-/// channels will never make more, and both sides should hear of it.
-const COMPANY: Duration = Duration::from_secs(10);
-
 /// Where a stream comes from.
 pub(super) enum Origin {
     Listener(Listener),
     Link(Link),
 }
 
-/// Everything that is needed to read a stream.
+/// Where to read the stream, and where its channels will come from.
 pub(super) struct Connections {
     pub(super) main: Link,
-    pub(super) channels: Option<ReceiveLinks>,
+    pub(super) company: Option<Company>,
+}
+
+/// The channels of a stream, as they come in. They are waited for when the first section needs them: a source that has
+/// other settings than ours says so before that.
+pub(super) struct Company {
+    listener: Listener,
+    wanted: IncomingChannels,
+    links: Vec<ReceiveLink>,
+    /// Ends the main connection, the channels so far, and the wait for more.
+    stop: Stop,
 }
 
 impl Origin {
-    /// The connections, once they are all there. The listener ends with it: another stream is not this guest's.
+    /// The main connection, and what came before it. A listener that waits for no channels ends with it: another
+    /// stream is not this guest's.
     pub(super) fn connections(
         self,
         channels: Option<&IncomingChannels>,
         shared: &Shared,
     ) -> Result<Connections, LoadFault> {
         let listener = match (self, channels) {
-            (Self::Link(main), None) => return Ok(Connections { main, channels: None }),
+            (Self::Link(main), None) => return Ok(Connections { main, company: None }),
             (Self::Link(_), Some(_)) => return Err(LoadFault::SingleConnection),
             (Self::Listener(listener), None) => {
                 let main = listener.accept(None)?;
                 *shared.stop.lock() = Some(main.shutdown_handle().into());
-                return Ok(Connections { main, channels: None });
+                return Ok(Connections { main, company: None });
             }
             (Self::Listener(listener), Some(_)) => listener,
         };
-        let wanted = channels.expect("the other cases have returned");
-        let (mut main, mut links) = (None, Vec::new());
-        let mut stop = Stop::from(listener.shutdown_handle());
-        let mut deadline = None;
-        while main.is_none() || links.len() < usize::from(wanted.count) {
-            let mut link = listener.accept(deadline)?;
-            deadline.get_or_insert_with(|| Instant::now() + COMPANY);
-            stop.add(link.shutdown_handle());
-            // Under the lock a cancel is either here already or finds the new connection too.
-            *shared.stop.lock() = Some(stop.clone());
-            if shared.is_cancelled() {
-                return Err(LoadFault::Cancelled);
+        let wanted = channels.expect("the other cases have returned").clone();
+        let stop = Stop::from(listener.shutdown_handle());
+        let mut company = Company { listener, wanted, links: Vec::new(), stop };
+        loop {
+            if let Some(main) = company.accept(None, shared)? {
+                return Ok(Connections { main, company: Some(company) });
             }
-            if is_channel(&mut link)? {
-                links.push(ReceiveLink::new(link.split().0));
-            } else if main.replace(link).is_some() {
-                return Err(LoadFault::SecondStream);
+        }
+    }
+}
+
+impl Company {
+    /// The channels, once they are all there.
+    pub(super) fn gather(mut self, patience: Duration, shared: &Shared) -> Result<ReceiveLinks, LoadFault> {
+        let deadline = Instant::now().checked_add(patience);
+        while self.links.len() < usize::from(self.wanted.count) {
+            match self.accept(deadline, shared) {
+                Ok(None) => {}
+                Ok(Some(_)) => return Err(LoadFault::SecondStream),
+                Err(LoadFault::Transport(error)) if matches!(error.failure, Failure::TimedOut { .. }) => {
+                    let (expected, got) = (self.wanted.count, self.links.len() as u8);
+                    return Err(LoadFault::MissingChannels { expected, got, patience });
+                }
+                Err(LoadFault::Transport(error)) => return Err(LoadFault::Accept(Box::new(error))),
+                Err(fault) => return Err(fault),
             }
         }
         let config = ReceiveConfig {
-            uuid: wanted.uuid,
-            compression: wanted.compression,
+            uuid: self.wanted.uuid,
+            compression: self.wanted.compression,
             sync_patience: SYNC_PATIENCE,
             on_failure: None,
             codec_workers: None,
         };
-        let channels = Some(ReceiveLinks { links, config, sync: wanted.sync });
-        Ok(Connections { main: main.expect("waited for above"), channels })
+        Ok(ReceiveLinks { links: self.links, config, sync: self.wanted.sync })
+    }
+
+    /// Takes in the next connection: a channel, which is kept, or a main stream.
+    fn accept(&mut self, deadline: Option<Instant>, shared: &Shared) -> Result<Option<Link>, LoadFault> {
+        let mut link = self.listener.accept(deadline)?;
+        self.stop.add(link.shutdown_handle());
+        {
+            // Under the lock a cancel is either here already or finds the new connection too.
+            let mut stop = shared.stop.lock();
+            if shared.is_cancelled() {
+                return Err(LoadFault::Cancelled);
+            }
+            *stop = Some(self.stop.clone());
+        }
+        if !is_channel(&mut link)? {
+            return Ok(Some(link));
+        }
+        self.links.push(ReceiveLink::new(link.split().0));
+        Ok(None)
     }
 }
 

@@ -1,19 +1,21 @@
 //! The shell around the destination machine: it reads the stream in order and does what the machine says.
 
-use super::connections::{Connections, Origin};
-use super::{IncomingConfig, IncomingReport, Shared};
+use super::connections::{Company, Connections, Origin};
+use super::{IncomingChannels, IncomingConfig, IncomingReport, Shared};
 use crate::error::{LoadError, LoadFault, Place, chain, loss_reason};
+use crate::extensions;
 use crate::observer::Observer;
 use crate::savevm::{LoadProgress, LoadSetup, SaveVm, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
 use crate::vm::Vm;
 use limosa_pages::ByteCount;
 use limosa_protocol::{
-    Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent, LinkRole, Loss,
-    LossReason, MigrationStatus, SectionKind,
+    Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent,
+    DestinationFailure, LinkRole, Loss, LossReason, MigrationStatus, SectionKind,
 };
 use limosa_wire::{
-    Command, Configuration, ContinueKind, SectionHeader, SectionId, StreamDecoder, StreamItem,
+    Command, Configuration, ContinueKind, Features, RefusalReason, ReturnMessage, SectionHeader, SectionId,
+    StreamDecoder, StreamItem,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -38,7 +40,8 @@ struct Running {
     machine: Destination,
     stream: StreamDecoder,
     input: StreamReader,
-    setup: LoadSetup,
+    /// Multifd channels, until the setup hands them to RAM.
+    company: Option<Company>,
     /// The other direction of the link, if it has one.
     answers: Option<StreamWriter>,
     progress: LoadProgress,
@@ -94,10 +97,13 @@ impl Loader {
 
     fn start(self, connections: Connections) -> Running {
         self.shared.view.lock().began = Some(Instant::now());
-        let Connections { main, channels } = connections;
+        let Connections { main, company } = connections;
         let bidirectional = main.is_bidirectional();
         let (reader, writer) = main.split();
+        let channels = self.config.channels.as_ref();
         let machine = Destination::new(DestinationConfig {
+            features: extensions::OFFERED,
+            multifd: channels.map(IncomingChannels::settings).unwrap_or_default(),
             bidirectional,
             switchover_ack: self.config.switchover_ack,
             require_vmdescription: self.config.require_vmdescription,
@@ -108,7 +114,7 @@ impl Loader {
             machine,
             stream: StreamDecoder::new(),
             input: StreamReader::new(reader),
-            setup: LoadSetup { channels: Mutex::new(channels) },
+            company,
             answers: bidirectional.then(|| StreamWriter::new(writer)),
             progress: LoadProgress::default(),
             section: None,
@@ -129,10 +135,7 @@ impl Loader {
     ) -> (IncomingReport, SaveVm) {
         let outcome = machine.outcome().expect("asked for at the end").clone();
         let error = match &outcome.ending {
-            DestinationEnding::Failed(failure) => Some(match error {
-                Some(reason) => format!("{failure}: {reason}"),
-                None => failure.to_string(),
-            }),
+            DestinationEnding::Failed(failure) => Some(reason(failure, error.as_deref())),
             _ => None,
         };
         {
@@ -150,10 +153,6 @@ impl Loader {
 
 impl Running {
     fn run(mut self) -> (IncomingReport, SaveVm) {
-        if let Err((place, fault)) = self.loader.savevm.load_setup(&self.setup) {
-            self.place = place;
-            self.fail(fault);
-        }
         while self.machine.outcome().is_none() {
             match self.next() {
                 Ok(Some(event)) => self.tell(event),
@@ -253,19 +252,14 @@ impl Running {
         self.machine.handle(event);
         while let Some(action) = self.next_action() {
             match action {
-                DestinationAction::Send(message) => {
-                    let sent = match &mut self.answers {
-                        Some(answers) => {
-                            message.encode(answers.buffer());
-                            answers.flush()
-                        }
-                        None => unreachable!("the machine answers on links that have a way back"),
-                    };
-                    if let Err(error) = sent {
-                        let reason = loss_reason(&error);
-                        self.note(error.into());
-                        self.machine
-                            .handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
+                DestinationAction::Send(message) => self.answer(&message),
+                DestinationAction::SendReason => {
+                    let reason = self.reason();
+                    self.answer(&ReturnMessage::Refused(reason));
+                }
+                DestinationAction::LoadSetup { features } => {
+                    if let Err(fault) = self.load_setup(features) {
+                        self.fail(fault);
                     }
                 }
                 DestinationAction::StartGuest => {
@@ -283,6 +277,38 @@ impl Running {
             }
         }
         self.loader.shared.view.lock().statistics.received = ByteCount(self.input.offset());
+    }
+
+    fn answer(&mut self, message: &ReturnMessage) {
+        let answers = self.answers.as_mut().expect("the machine answers on links that have a way back");
+        message.encode(answers.buffer());
+        if let Err(error) = answers.flush() {
+            let reason = loss_reason(&error);
+            self.note(error.into());
+            self.machine.handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
+        }
+    }
+
+    /// Why the guest will not run here, for the source.
+    fn reason(&self) -> RefusalReason {
+        match self.machine.outcome().map(|outcome| &outcome.ending) {
+            Some(DestinationEnding::Failed(failure)) => {
+                RefusalReason::new(&reason(failure, self.error.as_deref()))
+            }
+            _ => RefusalReason::new("cancelled"),
+        }
+    }
+
+    /// Waits for the channels, if there are to be some, and lets every live entry prepare.
+    fn load_setup(&mut self, features: Features) -> Result<(), LoadFault> {
+        let Loader { config, shared, savevm, .. } = &mut self.loader;
+        let gather = |company: Company| company.gather(config.channel_patience, shared);
+        let channels = self.company.take().map(gather).transpose()?;
+        let setup = LoadSetup { features, channels: Mutex::new(channels) };
+        savevm.load_setup(&setup).map_err(|(place, fault)| {
+            self.place = place;
+            fault
+        })
     }
 
     /// The machine's next action. A cancel is heard first, and taking the start of the guest closes the door to it
@@ -380,6 +406,11 @@ impl Running {
             self.loader.observer.status(status);
         }
     }
+}
+
+/// The machine's word for a failure, and what lies behind it.
+fn reason(failure: &DestinationFailure, error: Option<&str>) -> String {
+    error.map_or_else(|| failure.to_string(), |error| format!("{failure}: {error}"))
 }
 
 fn lost(reason: LossReason) -> DestinationEvent {

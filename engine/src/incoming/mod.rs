@@ -36,6 +36,9 @@ pub struct IncomingConfig {
     pub read_deadline: Option<Duration>,
     /// Channels for pages beside the main one (capability `multifd`); the source must have as many.
     pub channels: Option<IncomingChannels>,
+    /// How long the channels may take to come in once the first section has. A source that was set to fewer will never
+    /// make more, and both sides should hear of it.
+    pub channel_patience: Duration,
 }
 
 /// The multifd channels of an incoming migration. All but the number follow from the source's settings.
@@ -105,6 +108,7 @@ impl Default for IncomingConfig {
             require_vmdescription: true,
             read_deadline: None,
             channels: None,
+            channel_patience: Duration::from_secs(10),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::stream::StreamWriter;
 use crossbeam_channel::{Receiver, never, select};
 use limosa_transport::{Address, ConnectOptions, During, Failure, Link, LinkWriter, Role, TransportError};
 use limosa_wire::encode;
+use limosa_wire::multifd::InitPacket;
 
 /// What a migration runs over.
 pub(super) struct Connected {
@@ -62,15 +63,19 @@ impl Coordinator {
 
     fn connect_channels(&mut self, address: &Address, stop: &mut Stop) -> Result<SendLinks, StartError> {
         let mut links: Vec<LinkWriter> = Vec::new();
-        for number in 0..self.config.parameters.multifd_channels {
-            let mut writer = self.connect_to(address, Role::Multifd(number))?.split().1;
+        let uuid = self.savevm.configuration().uuid.unwrap_or_default();
+        for channel in 0..self.config.parameters.multifd_channels {
+            let mut writer = self.connect_to(address, Role::Multifd(channel))?.split().1;
             writer.set_deadline(Some(self.config.write_deadline))?;
+            // At once, for the same reason as the header: a QEMU reads no command before it has them all.
+            let mut init = Vec::with_capacity(InitPacket::BYTES);
+            InitPacket { uuid, channel }.encode(&mut init);
+            writer.write_all(&init)?;
             stop.add(writer.shutdown_handle());
             *self.shared.stop.lock() = Some(stop.clone());
             links.push(writer);
         }
-        let uuid = self.savevm.configuration().uuid.unwrap_or_default();
-        Ok(SendLinks { links, uuid, sync: self.config.channel_sync })
+        Ok(SendLinks { links, uuid: None, sync: self.config.channel_sync })
     }
 
     /// Connects on a thread of its own: resolving a name and connecting cannot be called off, only left alone.

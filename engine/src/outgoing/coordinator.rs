@@ -6,6 +6,7 @@ use super::steps::{StepError, Steps};
 use super::timeline::Downtime;
 use super::{OutgoingConfig, OutgoingReport, Shared, Target};
 use crate::error::{StartError, chain, loss_reason};
+use crate::extensions;
 use crate::observer::Observer;
 use crate::parameters::Parameters;
 use crate::savevm::SaveVm;
@@ -14,7 +15,8 @@ use crossbeam_channel::{Receiver, never, select};
 use limosa_pages::ByteCount;
 use limosa_protocol::{
     BytesPerSecond, ConvergenceConfig, GuestFate, LinkRole, Loss, LossReason, MigrationStatus,
-    ParameterChange, Source, SourceAction, SourceConfig, SourceEnding, SourceEvent, SourceStep,
+    ParameterChange, Source, SourceAction, SourceConfig, SourceEnding, SourceEvent, SourceFailure,
+    SourceStep,
 };
 use std::error::Error;
 use std::sync::Arc;
@@ -129,6 +131,8 @@ impl Coordinator {
             return_path: capabilities.listens(),
             pause_before_switchover: capabilities.pause_before_switchover,
             switchover_ack: capabilities.switchover_ack,
+            features: extensions::wishes(),
+            multifd: extensions::multifd_settings(parameters, capabilities),
             convergence: ConvergenceConfig {
                 downtime_limit: parameters.downtime_limit,
                 switchover_bandwidth: parameters.switchover_bandwidth.map(rate),
@@ -349,6 +353,8 @@ fn report(
     let outcome = machine.outcome().expect("asked for at the end").clone();
     let reason = match &outcome.ending {
         SourceEnding::Failed(failure) => Some(match error {
+            // What the link did after such a word says no more.
+            _ if matches!(failure, SourceFailure::Refused { reason: Some(_), .. }) => failure.to_string(),
             Some(reason) => format!("{failure}: {reason}"),
             None => failure.to_string(),
         }),

@@ -12,7 +12,7 @@ use limosa_multifd::SendError;
 use limosa_pages::ByteCount;
 use limosa_protocol::{LossReason, Pending, SourceAction, SourceEvent, SourceStep};
 use limosa_transport::TransportError;
-use limosa_wire::{Command, encode};
+use limosa_wire::{Command, Features, encode};
 use parking_lot::Mutex;
 use std::error::Error;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ impl Steps {
                 self.flush()?;
                 return Ok(None);
             }
-            SourceAction::SaveSetup => {
-                self.save_setup().map_err(StepError::save(SourceStep::SaveSetup))?;
+            SourceAction::SaveSetup { features } => {
+                self.save_setup(features).map_err(StepError::save(SourceStep::SaveSetup))?;
                 SourceEvent::SetupSaved { sent: self.sent_since(before)? }
             }
             SourceAction::SyncDirty => {
@@ -150,11 +150,11 @@ impl Steps {
         }))
     }
 
-    fn save_setup(&mut self) -> Result<(), SaveError> {
+    fn save_setup(&mut self, features: Features) -> Result<(), SaveError> {
         let setup = SaveSetup {
             capabilities: &self.config.capabilities,
             parameters: &self.config.parameters,
-            populated_report: false,
+            features,
             channels: Mutex::new(self.channels.take()),
         };
         self.savevm.save_setup(&setup, &mut self.out)

@@ -171,11 +171,11 @@ mod tests {
         let mut out = StreamWriter::new(near.split().1);
         // What one channel says fits into its socket unread.
         let (near, _far) = Link::pair().unwrap();
-        let links = SendLinks { links: vec![near.split().1], uuid: [0; 16], sync: ChannelSync::PerRound };
+        let links = SendLinks { links: vec![near.split().1], uuid: None, sync: ChannelSync::PerRound };
         let setup = SaveSetup {
             capabilities: &Capabilities { multifd: true, ..Capabilities::default() },
             parameters: &Parameters::default(),
-            populated_report: false,
+            features: limosa_wire::Features::NONE,
             channels: parking_lot::Mutex::new(Some(links)),
         };
         handler.save_setup(&setup, &mut out).unwrap();

@@ -12,7 +12,7 @@ use crate::stream::StreamWriter;
 use limosa_compress::xbzrle::{self, Encoded};
 use limosa_pages::{ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageRun, PageScheduler};
 use limosa_ram::{DirtyLog, GuestRam, is_zero};
-use limosa_wire::{RamEncoder, RamSetup, SetupBlock};
+use limosa_wire::{Features, RamEncoder, RamSetup, SetupBlock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -71,7 +71,7 @@ impl RamSave {
         log.start()?;
         // After the start: a page that is touched from now on is in the log.
         let populated = DirtyMap::clean(ram.layout());
-        let mut report = setup.populated_report.then(PopulationReport::default);
+        let mut report = setup.features.contains(Features::POPULATED_REPORT).then(PopulationReport::default);
         for (id, _) in ram.iter() {
             let now = log.populated(id)?;
             now.owe_into(populated.block(id));

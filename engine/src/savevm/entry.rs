@@ -7,7 +7,7 @@ use limosa_multifd::{ReceiveConfig, ReceiveLink};
 use limosa_pages::ByteCount;
 use limosa_transport::LinkWriter;
 use limosa_vmstate::Device;
-use limosa_wire::{SectionHeader, SectionId, StartKind};
+use limosa_wire::{Features, SectionHeader, SectionId, StartKind};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -71,8 +71,8 @@ pub struct SaveSetup<'a> {
     pub capabilities: &'a Capabilities,
     /// Tunables at the start.
     pub parameters: &'a Parameters,
-    /// The destination wants to know which parts of RAM have memory here (wire 3.7).
-    pub(crate) populated_report: bool,
+    /// Extensions that both sides use.
+    pub features: Features,
     /// Connections for pages beside the main one; RAM takes them.
     pub(crate) channels: Mutex<Option<SendLinks>>,
 }
@@ -80,15 +80,18 @@ pub struct SaveSetup<'a> {
 /// What an incoming migration was asked to do.
 #[derive(Debug, Default)]
 pub struct LoadSetup {
+    /// Extensions that the source uses.
+    pub features: Features,
     /// Connections for pages beside the main one; RAM takes them.
     pub(crate) channels: Mutex<Option<ReceiveLinks>>,
 }
 
-/// Multifd channels that are connected and have said nothing yet.
+/// Multifd channels that are connected, in the order of their numbers.
 #[derive(Debug)]
 pub(crate) struct SendLinks {
     pub(crate) links: Vec<LinkWriter>,
-    pub(crate) uuid: [u8; 16],
+    /// For the init packets; `None` if they have left already.
+    pub(crate) uuid: Option<[u8; 16]>,
     pub(crate) sync: ChannelSync,
 }
 

@@ -18,6 +18,9 @@ use std::sync::{Arc, OnceLock};
 /// A PONG or a SHUT on the return path.
 const ANSWER: u64 = 8;
 
+/// The answers to the first PING and to the greeting, with a HELLO of 14 bytes between.
+const GREETED: u64 = 2 * ANSWER + 14;
+
 /// Knows the thread that it is told from.
 #[derive(Debug, Default)]
 struct Spy(AtomicI32);
@@ -119,7 +122,7 @@ fn is_connecting(address: SocketAddr) -> bool {
 fn a_cancel_while_setup_is_unanswered_leaves_the_guest_here() {
     let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
     let setup = setup_bytes();
-    let (here, there, valve) = hold(Way::Back, 0).split();
+    let (here, there, valve) = hold(Way::Back, GREETED).split();
     let incoming = receive(there, &mut destination, IncomingConfig::default());
     let outgoing = send(here, &mut source, OutgoingConfig::default());
     wait_until(|| incoming.statistics().received.0 >= setup);
@@ -203,7 +206,7 @@ fn a_cancel_while_the_devices_are_unanswered_resumes_the_guest() {
     let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
     let everything = bytes_before_the_end();
     // Open, setup and the first round are answered; whether the devices are loaded is not.
-    let (here, there, valve) = hold(Way::Back, 3 * ANSWER).split();
+    let (here, there, valve) = hold(Way::Back, GREETED + 2 * ANSWER).split();
     let incoming = receive(there, &mut destination, IncomingConfig::default());
     let outgoing = send(here, &mut source, OutgoingConfig::default());
     wait_until(|| incoming.statistics().received.0 >= everything);
@@ -221,7 +224,7 @@ fn a_cancel_while_the_devices_are_unanswered_resumes_the_guest() {
 fn a_cancel_after_the_commit_point_is_refused_and_harmless() {
     let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
     // Everything is answered but for the last word.
-    let (here, there, mut valve) = hold(Way::Back, 4 * ANSWER).split();
+    let (here, there, mut valve) = hold(Way::Back, GREETED + 3 * ANSWER).split();
     let incoming = receive(there, &mut destination, IncomingConfig::default());
     let outgoing = send(here, &mut source, OutgoingConfig::default());
     wait_until(|| destination.run_state() == RunState::Running);

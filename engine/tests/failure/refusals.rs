@@ -88,7 +88,7 @@ fn another_uuid_and_another_capability_are_refused_before_ram() {
 #[test]
 fn another_list_of_blocks_is_refused_before_ram() {
     let ram = "section ram/0 at byte";
-    let source = "refused with code 1";
+    let source = "the destination refused: ";
     for (blocks, parts) in [
         (&[("main.ram", 3), ("other.ram", 1)][..], &[ram, "there is no RAM block \"other.ram\" here"][..]),
         (&[("main.ram", 4), ("small.ram", 1)], &[ram, "\"main.ram\" has 16384 bytes there and 12288 here"]),
@@ -109,7 +109,7 @@ fn another_version_of_a_live_section_is_refused_before_ram() {
     };
     let ended = refused(with_disk(3), with_disk(2));
     let parts = ["section disk/0 at byte", "version 3 was sent; 2 to 2 can be read"];
-    assert_says(&ended, &parts, "refused with code 1");
+    assert_says(&ended, &parts, "the destination refused: ");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_live_section_that_nobody_knows_is_refused_before_ram() {
     let mut ours = list(configuration(), &BLOCKS);
     ours.register_live("disk", 0, 1, Priority::Default, Box::new(Disk::new(&Faults::default())));
     let ended = refused(ours, list(configuration(), &BLOCKS));
-    assert_says(&ended, &["section disk/0 at byte", "there is no disk/0 here"], "refused with code 1");
+    assert_says(&ended, &["section disk/0 at byte", "there is no disk/0 here"], "the destination refused: ");
 }
 
 #[test]
@@ -145,7 +145,11 @@ fn a_refusal_arrives_over_tcp_although_the_stream_is_still_on_its_way() {
         let (savevm, vm) = (source.take_savevm(), source.vm());
         let outgoing = Outgoing::start(address, config, savevm, vm, Arc::new(NoObserver)).unwrap();
         let ended = super::end(outgoing, incoming, &mut source, &mut destination);
-        assert!(ended.source_error().contains("refused with code 1"), "{turn}: {}", ended.source_error());
+        assert!(
+            ended.source_error().contains("the destination refused: "),
+            "{turn}: {}",
+            ended.source_error()
+        );
         assert!(
             ended.destination_error().contains("section disk/0 at byte"),
             "{}",

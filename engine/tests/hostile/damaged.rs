@@ -2,7 +2,7 @@
 
 use super::stream::{self, Piece, What, pieces};
 use super::{Recording, Verdict, Victim};
-use limosa_wire::Command;
+use limosa_wire::{Command, GREETING};
 
 /// What a flipped bit may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,8 @@ fn effect_of(piece: &Piece, at: usize, bit: u8, stream: &[u8]) -> Effect {
         What::Device if piece.place == "section counter/0" => Effect::Device,
         What::Device => effect_in_global_state(within, bit),
         // The value of a PING comes back as it was sent; that it is the wrong one is for the source to see.
-        What::Command(Command::Ping(_)) if within >= 5 => Effect::None,
+        // Only the greeting's is ours: without it the FEATURES that follow come from nowhere.
+        What::Command(Command::Ping(value)) if within >= 5 && *value != GREETING => Effect::None,
         // Mark, length, text: a shorter text leaves bytes behind that nobody reads, a longer one never ends.
         What::Description => match within {
             0 => Effect::Refused,

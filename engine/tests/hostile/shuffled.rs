@@ -2,7 +2,7 @@
 
 use super::stream::{What, pieces};
 use super::{Recording, Verdict, Victim};
-use limosa_wire::Command;
+use limosa_wire::{Command, GREETING};
 use std::ops::Range;
 
 /// A part of the stream that could stand elsewhere.
@@ -18,6 +18,8 @@ enum Kind {
     Configuration,
     OpenReturnPath,
     Ping,
+    Greeting,
+    Features,
     SwitchoverStart,
     RamStart,
     /// All pages: the guest stands still, so one PART has them.
@@ -46,7 +48,9 @@ fn units(stream: &[u8]) -> Vec<Unit> {
             What::Header => Kind::Header,
             What::Configuration => Kind::Configuration,
             What::Command(Command::OpenReturnPath) => Kind::OpenReturnPath,
+            What::Command(Command::Ping(GREETING)) => Kind::Greeting,
             What::Command(Command::Ping(_)) => Kind::Ping,
+            What::Command(Command::Features(_)) => Kind::Features,
             What::Command(Command::SwitchoverStart) => Kind::SwitchoverStart,
             What::SectionHead if names("counter") => Kind::Counter,
             What::SectionHead if names("globalstate") => Kind::GlobalState,
@@ -72,13 +76,20 @@ fn is_whole(order: &[Kind]) -> bool {
     let closes = order.get(end + 1) == Some(&Kind::Description);
     let once = |kind| body.iter().filter(|other| **other == kind).count() == 1;
     let framed = once(Kind::Header) && once(Kind::Configuration) && first(Kind::Description).is_none();
-    let asked =
-        first(Kind::Ping).is_none_or(|ping| first(Kind::OpenReturnPath).is_some_and(|open| open < ping));
+    let opened =
+        |ping| first(ping).is_none_or(|ping| first(Kind::OpenReturnPath).is_some_and(|open| open < ping));
+    let asked = opened(Kind::Ping) && opened(Kind::Greeting);
+    let sections = [Kind::RamStart, Kind::RamPart, Kind::RamEnd, Kind::Counter, Kind::GlobalState];
+    let first_section = body.iter().position(|kind| sections.contains(kind));
+    let agreed = first(Kind::Features).is_none_or(|features| {
+        let greeted = first(Kind::Greeting).is_some_and(|greeting| greeting < features);
+        greeted && once(Kind::Features) && first_section.is_some_and(|section| features < section)
+    });
     let ram = once(Kind::RamStart)
         && once(Kind::RamEnd)
         && first(Kind::RamStart) < first(Kind::RamPart)
         && last(Kind::RamPart) < first(Kind::RamEnd);
-    opens && closes && framed && asked && ram && once(Kind::Counter) && once(Kind::GlobalState)
+    opens && closes && framed && asked && agreed && ram && once(Kind::Counter) && once(Kind::GlobalState)
 }
 
 /// Offers units in the order given.
@@ -109,7 +120,11 @@ fn a_stream_without_one_of_its_parts_is_refused_unless_it_is_whole_without_it() 
         let mut order = units.clone();
         let left_out = order.remove(index).kind;
         let whole = check(&mut victim, &recording, &order);
-        assert_eq!(whole, matches!(left_out, Kind::Ping | Kind::SwitchoverStart), "{left_out:?}");
+        assert_eq!(
+            whole,
+            matches!(left_out, Kind::Ping | Kind::Features | Kind::SwitchoverStart),
+            "{left_out:?}"
+        );
     }
 }
 

@@ -134,8 +134,9 @@ impl Channel {
     }
 
     fn send_init(&mut self) -> Result<(), SendFailure> {
+        let Some(uuid) = self.config.uuid else { return Ok(()) };
         let mut packet = Vec::with_capacity(InitPacket::BYTES);
-        InitPacket { uuid: self.config.uuid, channel: self.shared.number }.encode(&mut packet);
+        InitPacket { uuid, channel: self.shared.number }.encode(&mut packet);
         self.send_bytes(&packet)
     }
 

@@ -8,8 +8,19 @@ use super::mutant::Mutant;
 use limosa_protocol::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, LinkRole, Loss, LossReason,
 };
-use limosa_wire::{ReturnMessage, SectionId};
+use limosa_wire::{Command, Features, RefusalReason, ReturnMessage, SectionId};
 use std::time::Duration;
+
+/// What kind of destination it is.
+#[derive(Clone, Copy, Debug)]
+pub struct DestinationHabits {
+    /// When its devices acknowledge the switchover, if the source waits for it.
+    pub ack_at: Option<Duration>,
+    /// It knows no extensions.
+    pub is_qemu: bool,
+    /// Those that it offers if it does.
+    pub features: Features,
+}
 
 /// The destination's process.
 #[derive(Debug)]
@@ -37,15 +48,20 @@ pub struct DestinationShell {
     at_flush: bool,
     open: Option<SectionId>,
     acting: Option<DestinationAction>,
+    /// What the handlers were told at the first section.
+    pub agreed: Option<Features>,
     ack_at: Option<Duration>,
+    /// It is a QEMU: it knows no extensions, and what is not in QEMU's protocol it never says.
+    is_qemu: bool,
     step_fails: bool,
 }
 
 impl DestinationShell {
-    /// A destination that listens, for so many channels. Its devices acknowledge the switchover at `ack_at`, if ever.
-    pub fn new(ack_at: Option<Duration>, channels: usize) -> Self {
+    /// A destination that listens, for so many channels.
+    pub fn new(habits: DestinationHabits, channels: usize) -> Self {
+        let DestinationHabits { ack_at, is_qemu, features } = habits;
         Self {
-            machine: Destination::new(DestinationConfig::default()),
+            machine: Destination::new(DestinationConfig { features, ..DestinationConfig::default() }),
             pages: [None; PAGES],
             received: [false; PAGES],
             device: None,
@@ -58,7 +74,9 @@ impl DestinationShell {
             at_flush: false,
             open: None,
             acting: None,
+            agreed: None,
             ack_at,
+            is_qemu,
             step_fails: false,
         }
     }
@@ -133,6 +151,16 @@ impl DestinationShell {
 
     fn perform(&mut self, action: DestinationAction, environment: &mut Environment) -> bool {
         match action {
+            DestinationAction::Send(ReturnMessage::Hello(_)) if self.is_qemu => {}
+            DestinationAction::SendReason if self.is_qemu => {}
+            DestinationAction::SendReason => {
+                let reason = ReturnMessage::Refused(RefusalReason::new("it failed"));
+                return self.perform(DestinationAction::Send(reason), environment);
+            }
+            DestinationAction::LoadSetup { .. } if std::mem::take(&mut self.step_fails) => {
+                self.machine.handle(DestinationEvent::LoadFailed { section: self.open });
+            }
+            DestinationAction::LoadSetup { features } => self.agreed = Some(features),
             DestinationAction::Send(message) => {
                 if !environment.link.back.has_room(environment.now) {
                     self.acting = Some(DestinationAction::Send(message));
@@ -187,6 +215,7 @@ impl DestinationShell {
         let event = match frame {
             Frame::Header => DestinationEvent::HeaderRead,
             Frame::Configuration => DestinationEvent::ConfigurationChecked,
+            Frame::Command(Command::Features(_)) if self.is_qemu => return self.lost(LossReason::Unreadable),
             Frame::Command(command) => DestinationEvent::CommandRead(command),
             Frame::Open { id, kind } => {
                 self.open = Some(id);

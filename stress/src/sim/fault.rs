@@ -4,7 +4,10 @@ use super::world::World;
 use limosa_protocol::{
     BytesPerSecond, DestinationEvent, EntryIndex, ParameterChange, SectionKind, SourceEvent,
 };
-use limosa_wire::{Command, ReturnMessage, SectionId};
+use limosa_wire::{
+    Agreement, Command, EXTENSIONS_VERSION, Features, GREETING, Hello, MultifdSettings, RefusalReason,
+    ReturnMessage, SectionId,
+};
 use std::time::Duration;
 
 use super::channels::Packet;
@@ -148,12 +151,15 @@ fn change_parameters(world: &mut World) {
 
 fn lie(world: &mut World) {
     let rng = &mut world.environment.rng;
-    let message = match rng.below(6) {
+    let features = Features::from_bits(rng.below(64));
+    let message = match rng.below(8) {
         0 => ReturnMessage::Shut(0),
         1 => ReturnMessage::Shut(1 + rng.below(3) as u32),
         2 => ReturnMessage::Pong(rng.below(6) as u32),
         3 => ReturnMessage::Pong(0x5000_0000 + rng.below(6) as u32),
         4 => ReturnMessage::SwitchoverAck,
+        5 => ReturnMessage::Hello(Hello { version: EXTENSIONS_VERSION, features }),
+        6 => ReturnMessage::Refused(RefusalReason::new("a lie")),
         _ => ReturnMessage::ResumeAck,
     };
     world.checks.peer_lies = true;
@@ -169,7 +175,8 @@ fn inject(world: &mut World) {
         SectionKind::End,
         SectionKind::Full(EntryIndex(1)),
     ];
-    let frame = match rng.below(8) {
+    let features = Features::from_bits(rng.below(Features::KNOWN.bits() + 1));
+    let frame = match rng.below(10) {
         0 => Frame::Header,
         1 => Frame::Configuration,
         2 => Frame::Command(Command::PostcopyListen),
@@ -177,6 +184,8 @@ fn inject(world: &mut World) {
         4 => Frame::Open { id, kind: rng.choose(&kinds) },
         5 => Frame::Footer(id),
         6 => Frame::EndOfStream,
+        7 => Frame::Command(Command::Features(Agreement { features, multifd: MultifdSettings::default() })),
+        8 => Frame::Command(Command::Ping(GREETING)),
         _ => Frame::Command(Command::OpenReturnPath),
     };
     world.environment.link.main.inject(frame);

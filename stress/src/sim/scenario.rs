@@ -1,10 +1,12 @@
 //! What a seed means: how the migration is set up, what goes wrong, and in which state.
 
+use super::destination_shell::DestinationHabits;
 use super::fault::Fault;
 use super::guest::PAGES;
 use super::mutant::Mutant;
 use super::rng::Rng;
-use limosa_protocol::{BytesPerSecond, ConvergenceConfig, SourceConfig};
+use limosa_protocol::{BytesPerSecond, ConvergenceConfig, FeatureWishes, SourceConfig};
+use limosa_wire::Features;
 use std::time::Duration;
 
 /// Which machine's state is meant.
@@ -43,8 +45,8 @@ pub struct Scenario {
     pub rng: Rng,
     /// Settings of the source.
     pub source: SourceConfig,
-    /// When the destination's devices acknowledge the switchover, if the source waits for it.
-    pub ack_at: Option<Duration>,
+    /// What the destination is like.
+    pub destination: DestinationHabits,
     /// Writes that the guest makes.
     pub writes: u32,
     /// Pages that it writes to.
@@ -73,10 +75,15 @@ impl Scenario {
                 auto_postcopy: None,
             },
             max_bandwidth: rng.one_in(4).then_some(SLOW),
+            features: FeatureWishes { wanted: some_features(&mut rng), required: Features::NONE },
             ..SourceConfig::default()
         };
         Self {
-            ack_at: source.switchover_ack.then(|| Duration::from_micros(rng.below(5000))),
+            destination: DestinationHabits {
+                ack_at: source.switchover_ack.then(|| Duration::from_micros(rng.below(5000))),
+                is_qemu: rng.one_in(3),
+                features: some_features(&mut rng),
+            },
             source,
             writes: rng.below(60) as u32,
             working_set: 1 + rng.below(PAGES as u64),
@@ -130,7 +137,7 @@ impl Scenario {
     /// Changes the settings that would keep a migration out of this state.
     fn make_reachable(&mut self, state: &str) {
         match state {
-            "proving setup" | "barrier" | "proving devices" | "awaiting shut" | "resuming" => {
+            "greeting" | "proving setup" | "barrier" | "proving devices" | "awaiting shut" | "resuming" => {
                 self.source.return_path = true;
             }
             "throttled" => self.source.max_bandwidth = Some(SLOW),
@@ -138,12 +145,17 @@ impl Scenario {
                 self.source.return_path = true;
                 self.source.switchover_ack = true;
                 // Later than any first round.
-                self.ack_at = Some(Duration::from_millis(400));
+                self.destination.ack_at = Some(Duration::from_millis(400));
             }
             "pre-switchover" => self.source.pause_before_switchover = true,
             _ => {}
         }
     }
+}
+
+/// Any set of those that this version knows.
+fn some_features(rng: &mut Rng) -> Features {
+    Features::from_bits(rng.below(Features::KNOWN.bits() + 1))
 }
 
 /// Half a megabyte per second: the burst is five pages.

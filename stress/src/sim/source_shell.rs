@@ -13,7 +13,7 @@ use limosa_protocol::{
     EntryIndex, GuestFate, LinkRole, Loss, LossReason, Pending, PingPurpose, SectionKind, Source,
     SourceAction, SourceConfig, SourceEvent, SourceStep,
 };
-use limosa_wire::{Command, ReturnMessage, SectionId};
+use limosa_wire::{Command, Features, ReturnMessage, SectionId};
 use std::collections::VecDeque;
 
 /// The live section.
@@ -44,6 +44,8 @@ pub struct SourceShell {
     pub crashed: bool,
     /// `Finish` is done.
     pub finished: bool,
+    /// What the handlers were told at the setup.
+    pub agreed: Option<Features>,
     /// The guest could not be brought back.
     pub resume_failed: bool,
     /// Where pages leave beside the main channel.
@@ -108,6 +110,7 @@ impl SourceShell {
             guest_runs: true,
             crashed: false,
             finished: false,
+            agreed: None,
             resume_failed: false,
             channels: (!environment.channels.is_empty())
                 .then(|| SendChannels::new(environment.channels.len())),
@@ -221,7 +224,8 @@ impl SourceShell {
                 self.read_unwritten_answer(&command, environment);
                 write(&[Frame::Command(command)], None, &[], WriteResult::Command)
             }
-            SourceAction::SaveSetup => {
+            SourceAction::SaveSetup { features } => {
+                self.agreed = Some(features);
                 let before = [open(SectionKind::Start(RAM_ENTRY)), Frame::Flush];
                 let frames = if self.channels.is_some() { &before[..] } else { &before[..1] };
                 write(frames, None, &[Frame::Footer(RAM)], WriteResult::Setup)

@@ -59,7 +59,7 @@ impl World {
         Self {
             environment,
             source,
-            destination: DestinationShell::new(scenario.ack_at, scenario.channels),
+            destination: DestinationShell::new(scenario.destination, scenario.channels),
             checks: Checks::default(),
             strikes: scenario.strikes.into(),
             steps_in_place: 0,

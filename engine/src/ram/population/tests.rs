@@ -8,6 +8,7 @@ use limosa_multifd::{ReceiveConfig, ReceiveLink};
 use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::{DirtyLog, DirtyLogError, GuestRam, Populated, RamBlock};
 use limosa_transport::Link;
+use limosa_wire::Features;
 use parking_lot::Mutex;
 
 const RAM: BlockId = BlockId(0);
@@ -66,7 +67,7 @@ fn guest(kind: impl Fn(u64) -> Page) -> GuestRam {
 }
 
 /// Moves `source` through `channels` multifd channels, or the main channel if there are none.
-fn migrate(source: &GuestRam, channels: u8, populated_report: bool) -> GuestRam {
+fn migrate(source: &GuestRam, channels: u8, features: Features) -> GuestRam {
     let destination = memory();
     let (near, far) = Link::pair().unwrap();
     let mut pairs = Vec::new();
@@ -79,13 +80,13 @@ fn migrate(source: &GuestRam, channels: u8, populated_report: bool) -> GuestRam 
         sync,
     };
     let send =
-        SendLinks { links: here.into_iter().map(|link| link.split().1).collect(), uuid: [0; 16], sync };
+        SendLinks { links: here.into_iter().map(|link| link.split().1).collect(), uuid: Some([0; 16]), sync };
     std::thread::scope(|scope| {
         let arrives = destination.clone();
         scope.spawn(move || {
             let mut handler = RamHandler::new(arrives, None);
             let mut input = StreamReader::new(far.split().0);
-            let setup = LoadSetup { channels: Mutex::new((channels > 0).then_some(receive)) };
+            let setup = LoadSetup { features, channels: Mutex::new((channels > 0).then_some(receive)) };
             handler.load_setup(&setup).unwrap();
             handler.load_state(&mut input).unwrap();
             handler.load_state(&mut input).unwrap();
@@ -96,7 +97,7 @@ fn migrate(source: &GuestRam, channels: u8, populated_report: bool) -> GuestRam 
         let setup = SaveSetup {
             capabilities: &Capabilities::default(),
             parameters: &Parameters::default(),
-            populated_report,
+            features,
             channels: Mutex::new((channels > 0).then_some(send)),
         };
         handler.save_setup(&setup, &mut out).unwrap();
@@ -126,11 +127,11 @@ fn assert_same(source: &GuestRam, destination: &GuestRam, what: &str) {
 /// Moves a guest in every way, and compares the memory of both sides.
 fn assert_no_larger(kind: impl Fn(u64) -> Page) {
     for channels in [0, 1, 3] {
-        for populated_report in [true, false] {
-            let what = format!("{channels} channels, report {populated_report}");
+        for features in [Features::POPULATED_REPORT, Features::NONE] {
+            let what = format!("{channels} channels, features: {features}");
             let source = guest(&kind);
             let touched = pages(&source);
-            let destination = migrate(&source, channels, populated_report);
+            let destination = migrate(&source, channels, features);
             let resident = pages(&destination);
             assert!(resident * 50 <= touched * 51, "{what}: {resident} pages for {touched}");
             assert_same(&source, &destination, &what);
@@ -176,7 +177,7 @@ fn zero_pages_that_the_guest_touched_get_no_memory() {
     for channels in [0, 2] {
         let source = guest(|_| Page::Zero);
         assert_eq!(pages(&source), PAGES);
-        assert_eq!(pages(&migrate(&source, channels, true)), 0);
+        assert_eq!(pages(&migrate(&source, channels, Features::POPULATED_REPORT)), 0);
     }
 }
 
@@ -188,7 +189,7 @@ fn content_among_zero_pages_that_were_touched_makes_nothing_larger() {
 #[test]
 fn a_full_guest_that_is_reported_arrives_in_whole_regions() {
     let source = guest(|page| if page % 512 == 7 { Page::Content } else { Page::Zero });
-    let destination = migrate(&source, 0, true);
+    let destination = migrate(&source, 0, Features::POPULATED_REPORT);
     assert_eq!(pages(&destination), PAGES, "allocated with the first content, as the source has it");
 }
 

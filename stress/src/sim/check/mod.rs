@@ -1,5 +1,6 @@
 //! What must hold, whatever goes wrong. One file per invariant or group of them.
 
+mod agreement;
 mod debt;
 mod ending;
 mod limits;
@@ -9,6 +10,7 @@ mod placement;
 use super::destination_shell::DestinationShell;
 use super::environment::Environment;
 use super::source_shell::SourceShell;
+use limosa_wire::Features;
 
 /// What must not happen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +36,14 @@ pub enum Violation {
     /// I6: the source runs a guest that the destination has run.
     #[error("I6: two guests")]
     TwoGuests,
+    /// The two sides read the stream in two ways.
+    #[error("the source uses {sent}, the destination expects {expected}")]
+    Disagreement {
+        /// The source's extensions.
+        sent: Features,
+        /// The destination's.
+        expected: Features,
+    },
     /// The destination began to run something that is not the guest.
     #[error("the destination starts with the wrong {what}")]
     WrongState {
@@ -92,6 +102,7 @@ impl Checks {
         if self.peer_lies {
             return Ok(());
         }
+        agreement::check(source, destination)?;
         one_guest::check(source, destination)?;
         self.start.check(source, destination, environment)?;
         self.barrier.check(source, destination, environment)

@@ -1,0 +1,30 @@
+//! What this version can do beyond QEMU's protocol, and what it asks of its peer (wire 14.1).
+
+use crate::incoming::IncomingChannels;
+use crate::parameters::{Capabilities, Parameters};
+use limosa_protocol::FeatureWishes;
+use limosa_wire::{Features, MultifdSettings};
+
+/// What a destination offers to every source.
+pub(crate) const OFFERED: Features = Features::NONE;
+
+/// What a source asks for.
+pub(crate) fn wishes() -> FeatureWishes {
+    FeatureWishes { wanted: Features::NONE, required: Features::NONE }
+}
+
+/// What a source says of its multifd channels.
+pub(crate) fn multifd_settings(parameters: &Parameters, capabilities: &Capabilities) -> MultifdSettings {
+    if !capabilities.multifd {
+        return MultifdSettings::default();
+    }
+    let compression = parameters.multifd_codec.compression();
+    MultifdSettings { channels: parameters.multifd_channels, compression }
+}
+
+impl IncomingChannels {
+    /// What a destination compares with what the source says.
+    pub(crate) fn settings(&self) -> MultifdSettings {
+        MultifdSettings { channels: self.count, compression: self.compression }
+    }
+}
