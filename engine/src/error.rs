@@ -5,6 +5,7 @@ use crate::savevm::{EntryIdentity, SaveVm};
 use crate::vm::VmError;
 use limosa_multifd::{PlaceError, ReceiveError, SendError};
 use limosa_pages::{ByteCount, PageCount};
+use limosa_postcopy::{FaultFailure, PreemptError, UffdError};
 use limosa_protocol::LossReason;
 use limosa_ram::{DirtyLogError, RamError};
 use limosa_transport::{Failure, TransportError};
@@ -43,6 +44,8 @@ pub enum SavePhase {
     Complete,
     /// FULL sections.
     Devices,
+    /// Pages that follow the guest.
+    Push,
     /// After the migration.
     Cleanup,
 }
@@ -68,6 +71,14 @@ pub enum SaveFault {
     /// A device refused.
     #[error(transparent)]
     Device(#[from] limosa_vmstate::SaveError),
+    /// More device state than a destination takes at once.
+    #[error("a package of {size} bytes exceeds the limit of {limit}")]
+    PackageTooLong {
+        /// What the devices have.
+        size: ByteCount,
+        /// What may be sent.
+        limit: ByteCount,
+    },
     /// A live entry of the host's own failed, for a reason of its own.
     #[error("{0}")]
     Handler(#[source] HookError),
@@ -137,6 +148,15 @@ pub enum LoadFault {
     /// A received page could not be placed.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// Something of postcopy failed.
+    #[error(transparent)]
+    Postcopy(Box<PostcopyFault>),
+    /// That thread has ended before.
+    #[error("nobody serves the faults of the guest any more")]
+    NoFaultThread,
+    /// No thread could be had.
+    #[error("a thread could not be started")]
+    Thread(#[source] std::io::Error),
     /// A second main stream where channels were expected.
     #[error("a second migration stream came while its channels were waited for")]
     SecondStream,
@@ -286,6 +306,16 @@ pub enum LoadFault {
         /// Byte offset of the first.
         offset: u64,
     },
+    /// A received bitmap that does not fit its block.
+    #[error("the received bitmap of RAM block {name:?} has {got} bytes, expected {expected}")]
+    BitmapLength {
+        /// The block.
+        name: String,
+        /// What the block needs.
+        expected: u64,
+        /// What came.
+        got: u64,
+    },
     /// A page before the list of blocks.
     #[error("a page came before the list of RAM blocks")]
     PageBeforeSetup,
@@ -311,6 +341,64 @@ pub enum LoadFault {
     },
 }
 
+/// What a running migration was told and does not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ThisError)]
+pub enum NotNow {
+    /// The capability is off.
+    #[error("capability postcopy-ram is off")]
+    NoPostcopy,
+    /// Only while the guest runs on the destination and its pages follow.
+    #[error("postcopy is not active")]
+    NotActive,
+    /// Only while a postcopy is paused.
+    #[error("postcopy is not paused")]
+    NotPaused,
+    /// It has ended.
+    #[error("the migration has ended")]
+    Ended,
+}
+
+/// A recovery that could not be listened for.
+#[derive(Debug, ThisError)]
+pub enum RecoverError {
+    /// There is nothing to recover.
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    /// Nothing can listen there.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
+/// What can fail only in postcopy.
+#[derive(Debug, ThisError)]
+pub enum PostcopyFault {
+    /// Faults of the guest cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] UffdError),
+    /// A page could not be put before the eyes of the guest, or taken back.
+    #[error(transparent)]
+    Place(#[from] limosa_postcopy::PlaceError),
+    /// The channel of urgent pages failed.
+    #[error(transparent)]
+    Preempt(#[from] PreemptError),
+    /// The thread that serves faults ended.
+    #[error(transparent)]
+    FaultThread(#[from] FaultFailure),
+}
+
+/// They are large and rare, so they are boxed on their way.
+macro_rules! boxed_faults {
+    ($($fault:ty),*) => {
+        $(impl From<$fault> for LoadFault {
+            fn from(fault: $fault) -> Self {
+                Self::Postcopy(Box::new(fault.into()))
+            }
+        })*
+    };
+}
+
+boxed_faults!(UffdError, limosa_postcopy::PlaceError, PreemptError, FaultFailure);
+
 /// A migration that could not be begun.
 #[derive(Debug, ThisError)]
 pub enum StartError {
@@ -326,6 +414,9 @@ pub enum StartError {
     /// Channels beside a link that is the only one.
     #[error("multifd needs an address that takes several connections, tcp or unix")]
     SingleConnection,
+    /// Faults of the guest cannot be watched here.
+    #[error(transparent)]
+    Faults(#[from] UffdError),
     /// Postcopy to where nobody answers.
     #[error("postcopy-ram needs a destination that runs the guest; a file does not")]
     NobodyToAsk,
@@ -359,6 +450,7 @@ impl fmt::Display for SavePhase {
             Self::Iterate => "iterate",
             Self::Complete => "complete",
             Self::Devices => "device state",
+            Self::Push => "push",
             Self::Cleanup => "cleanup",
         })
     }

@@ -31,8 +31,13 @@ mod vm;
 mod vmdescription;
 
 pub use capture::{CapturedDevice, CapturedGuest};
-pub use error::{LoadError, LoadFault, NotStarted, Place, SaveError, SaveFault, SavePhase, StartError};
-pub use incoming::{Incoming, IncomingChannels, IncomingConfig, IncomingReport, IncomingStatistics};
+pub use error::{
+    LoadError, LoadFault, NotNow, NotStarted, Place, RecoverError, SaveError, SaveFault, SavePhase,
+    StartError,
+};
+pub use incoming::{
+    Incoming, IncomingChannels, IncomingConfig, IncomingPostcopy, IncomingReport, IncomingStatistics,
+};
 pub use limosa_multifd::Codec;
 pub use limosa_wire::Features;
 pub use limosa_wire::multifd::Compression;
@@ -47,7 +52,9 @@ pub use savevm::{
 pub use stream::{StreamReader, StreamWriter};
 pub use vm::{RunState, Vm, VmError};
 
+pub use limosa_postcopy::{LatencySummary, PostcopyStatistics, UrgentStatistics};
 pub use limosa_protocol::{
-    DestinationEnding, DestinationFailure, DestinationOutcome, GuestFate, MigrationStatus, SettingsMismatch,
-    SourceEnding, SourceFailure, SourceOutcome,
+    AutoPostcopy, BlocktimeReport, DestinationEnding, DestinationFailure, DestinationOutcome, GuestFate,
+    KernelThread, MigrationStatus, OperatorWord, SettingsMismatch, SourceEnding, SourceFailure,
+    SourceOutcome,
 };

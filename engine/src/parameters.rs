@@ -3,6 +3,7 @@
 use limosa_compress::packet::{ZLIB_LEVEL_MAX, ZSTD_LEVEL_MAX};
 use limosa_multifd::Codec;
 use limosa_pages::ByteCount;
+use limosa_protocol::AutoPostcopy;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -27,6 +28,8 @@ pub struct Parameters {
     /// `max-postcopy-bandwidth`: bytes per second of pages that nobody has asked for, once the guest runs on the
     /// destination; `None` is unlimited (0 in QMP). Pages that a vCPU waits for are never held back.
     pub max_postcopy_bandwidth: Option<ByteCount>,
+    /// `x-postcopy-auto`: when to go over to postcopy without being told to; `None` is never.
+    pub postcopy_auto: Option<AutoPostcopy>,
 }
 
 /// Who finds the zero pages of a guest that leaves on multifd channels.
@@ -112,6 +115,7 @@ impl Default for Parameters {
             multifd_codec: Codec::None,
             zero_page_detection: ZeroPageDetection::Multifd,
             max_postcopy_bandwidth: None,
+            postcopy_auto: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the engine needs of the machine that it moves.
 
+use limosa_protocol::KernelThread;
 use std::error::Error;
 use std::fmt;
 
@@ -23,6 +24,13 @@ pub trait Vm: Send + Sync {
 
     /// What the guest is doing now, as seen by its operator.
     fn run_state(&self) -> RunState;
+
+    /// The kernel's numbers of the threads that are the guest's vCPUs, whose waits for missing pages are measured
+    /// (`postcopy-blocktime`). Asked on the destination before the guest runs there; empty if not overridden, and then
+    /// nothing is measured.
+    fn vcpu_threads(&self) -> Vec<KernelThread> {
+        Vec::new()
+    }
 }
 
 /// Whether a guest runs, under QEMU's names.

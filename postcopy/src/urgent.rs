@@ -144,6 +144,14 @@ impl UrgentServer {
         Ok(Served::Pages(claimed))
     }
 
+    /// Bytes of pages on the preempt channel that are not known to have arrived; 0 where they leave on the main one.
+    pub fn queued(&self) -> ByteCount {
+        match &self.path {
+            Path::Preempt { link, .. } => ByteCount(link.queued_bytes()),
+            Path::Queue(_) => ByteCount(0),
+        }
+    }
+
     /// What has been measured so far.
     pub fn statistics(&self) -> UrgentStatistics {
         UrgentStatistics {

@@ -1,6 +1,6 @@
 //! The connections of a stream: the main one, and the multifd channels that belong to it.
 
-use super::{IncomingChannels, Shared};
+use super::{IncomingChannels, IncomingConfig, Shared};
 use crate::error::LoadFault;
 use crate::savevm::ReceiveLinks;
 use crate::stop::Stop;
@@ -23,6 +23,8 @@ pub(super) enum Origin {
 pub(super) struct Connections {
     pub(super) main: Link,
     pub(super) company: Option<Company>,
+    /// Where the connection for urgent pages will come from, if there is to be one and no company has it.
+    pub(super) listener: Option<Listener>,
 }
 
 /// The channels of a stream, as they come in. They are waited for when the first section needs them: a source that has
@@ -40,16 +42,19 @@ impl Origin {
     /// stream is not this guest's.
     pub(super) fn connections(
         self,
-        channels: Option<&IncomingChannels>,
+        config: &IncomingConfig,
         shared: &Shared,
     ) -> Result<Connections, LoadFault> {
+        let channels = config.channels.as_ref();
+        let preempt = config.uses_preempt();
         let listener = match (self, channels) {
-            (Self::Link(main), None) => return Ok(Connections { main, company: None }),
-            (Self::Link(_), Some(_)) => return Err(LoadFault::SingleConnection),
+            (Self::Link(_), _) if channels.is_some() || preempt => return Err(LoadFault::SingleConnection),
+            (Self::Link(main), _) => return Ok(Connections { main, company: None, listener: None }),
             (Self::Listener(listener), None) => {
                 let main = listener.accept(None)?;
                 *shared.stop.lock() = Some(main.shutdown_handle().into());
-                return Ok(Connections { main, company: None });
+                let listener = preempt.then_some(listener);
+                return Ok(Connections { main, company: None, listener });
             }
             (Self::Listener(listener), Some(_)) => listener,
         };
@@ -58,7 +63,7 @@ impl Origin {
         let mut company = Company { listener, wanted, links: Vec::new(), stop };
         loop {
             if let Some(main) = company.accept(None, shared)? {
-                return Ok(Connections { main, company: Some(company) });
+                return Ok(Connections { main, company: Some(company), listener: None });
             }
         }
     }
@@ -66,7 +71,11 @@ impl Origin {
 
 impl Company {
     /// The channels, once they are all there.
-    pub(super) fn gather(mut self, patience: Duration, shared: &Shared) -> Result<ReceiveLinks, LoadFault> {
+    pub(super) fn gather(
+        mut self,
+        patience: Duration,
+        shared: &Shared,
+    ) -> Result<(ReceiveLinks, Listener), LoadFault> {
         let deadline = Instant::now().checked_add(patience);
         while self.links.len() < usize::from(self.wanted.count) {
             match self.accept(deadline, shared) {
@@ -87,7 +96,7 @@ impl Company {
             on_failure: None,
             codec_workers: None,
         };
-        Ok(ReceiveLinks { links: self.links, config, sync: self.wanted.sync })
+        Ok((ReceiveLinks { links: self.links, config, sync: self.wanted.sync }, self.listener))
     }
 
     /// Takes in the next connection: a channel, which is kept, or a main stream.

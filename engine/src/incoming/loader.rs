@@ -1,7 +1,9 @@
 //! The shell around the destination machine: it reads the stream in order and does what the machine says.
 
 use super::connections::{Company, Connections, Origin};
-use super::{IncomingChannels, IncomingConfig, IncomingReport, Shared};
+use super::main_reader::Feed;
+use super::postcopy::{Inbox, Postcopy};
+use super::{DRAIN_TIME, IncomingChannels, IncomingConfig, IncomingReport, Shared};
 use crate::error::{LoadError, LoadFault, Place, chain, loss_reason};
 use crate::extensions;
 use crate::observer::Observer;
@@ -13,6 +15,7 @@ use limosa_protocol::{
     Destination, DestinationAction, DestinationConfig, DestinationEnding, DestinationEvent,
     DestinationFailure, LinkRole, Loss, LossReason, MigrationStatus, SectionKind,
 };
+use limosa_transport::{LinkReader, LinkWriter, Listener, ShutdownHandle};
 use limosa_wire::{
     Command, Configuration, ContinueKind, Features, RefusalReason, ReturnMessage, SectionHeader, SectionId,
     StreamDecoder, StreamItem,
@@ -21,39 +24,44 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// After a failure the source's bytes are read on and dropped for this long at most: closing a socket with unread
-/// bytes resets the connection, and a reset would destroy our SHUT on its way (wire 2.3).
-const DRAIN_TIME: Duration = Duration::from_secs(2);
-
 /// What the loader thread owns before there is a link.
 pub(super) struct Loader {
-    config: IncomingConfig,
-    savevm: SaveVm,
-    vm: Arc<dyn Vm>,
+    pub(super) config: IncomingConfig,
+    pub(super) savevm: SaveVm,
+    pub(super) vm: Arc<dyn Vm>,
     observer: Arc<dyn Observer>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What it owns afterwards.
-struct Running {
-    loader: Loader,
-    machine: Destination,
-    stream: StreamDecoder,
-    input: StreamReader,
+pub(super) struct Running {
+    pub(super) loader: Loader,
+    pub(super) machine: Destination,
+    /// The main stream, until its reader takes it over.
+    pub(super) main: Option<Feed>,
+    /// The package of postcopy, until it is used up.
+    pub(super) package: Option<Feed>,
+    /// From LISTEN on.
+    pub(super) postcopy: Option<Postcopy>,
+    /// Where the threads of postcopy will be heard, and the operator is.
+    pub(super) inbox: Option<Inbox>,
+    /// Where more connections of this stream come from.
+    pub(super) listener: Option<Listener>,
+    pub(super) main_link: ShutdownHandle,
     /// Multifd channels, until the setup hands them to RAM.
     company: Option<Company>,
     /// The other direction of the link, if it has one.
-    answers: Option<StreamWriter>,
-    progress: LoadProgress,
+    pub(super) answers: Option<StreamWriter>,
+    pub(super) progress: LoadProgress,
     /// The section that is open, for errors.
     section: Option<SectionId>,
-    place: Place,
+    pub(super) place: Place,
     /// Where the item began that is being judged; `None` inside of a body, which is judged as it is read.
     item: Option<u64>,
     cleaned_up: bool,
     status: MigrationStatus,
     /// The first error is the cause of the others.
-    error: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 impl Loader {
@@ -72,16 +80,15 @@ impl Loader {
     }
 
     /// The whole migration.
-    pub(super) fn run(self, origin: Origin) -> (IncomingReport, SaveVm) {
+    pub(super) fn run(self, origin: Origin, inbox: Inbox) -> (IncomingReport, SaveVm) {
         self.observer.status(MigrationStatus::Setup);
         let patience = self.config.read_deadline;
-        let connections =
-            origin.connections(self.config.channels.as_ref(), &self.shared).and_then(|mut connections| {
-                connections.main.set_deadline(patience)?;
-                Ok(connections)
-            });
+        let connections = origin.connections(&self.config, &self.shared).and_then(|mut connections| {
+            connections.main.set_deadline(patience)?;
+            Ok(connections)
+        });
         match connections {
-            Ok(connections) => self.start(connections).run(),
+            Ok(connections) => self.start(connections, inbox).run(),
             Err(fault) => {
                 let mut machine = Destination::new(DestinationConfig::default());
                 let event = match &fault {
@@ -95,10 +102,11 @@ impl Loader {
         }
     }
 
-    fn start(self, connections: Connections) -> Running {
+    fn start(self, connections: Connections, inbox: Inbox) -> Running {
         self.shared.view.lock().began = Some(Instant::now());
-        let Connections { main, company } = connections;
+        let Connections { main, company, listener } = connections;
         let bidirectional = main.is_bidirectional();
+        let main_link = main.shutdown_handle();
         let (reader, writer) = main.split();
         let channels = self.config.channels.as_ref();
         let machine = Destination::new(DestinationConfig {
@@ -107,13 +115,18 @@ impl Loader {
             bidirectional,
             switchover_ack: self.config.switchover_ack,
             require_vmdescription: self.config.require_vmdescription,
+            postcopy: self.savevm.postcopy_advice().filter(|_| self.config.postcopy.is_some()),
             ..DestinationConfig::default()
         });
         Running {
             loader: self,
             machine,
-            stream: StreamDecoder::new(),
-            input: StreamReader::new(reader),
+            main: Some(Feed { stream: StreamDecoder::new(), input: StreamReader::new(reader) }),
+            package: None,
+            postcopy: None,
+            inbox: Some(inbox),
+            listener,
+            main_link,
             company,
             answers: bidirectional.then(|| StreamWriter::new(writer)),
             progress: LoadProgress::default(),
@@ -166,19 +179,26 @@ impl Running {
     fn finish(mut self) -> (IncomingReport, SaveVm) {
         // What fails here is noted; the guest does not run, so that it cannot matter more than that.
         self.clean_up();
-        let received = ByteCount(self.input.offset());
-        let Self { loader, machine, input, answers, error, .. } = self;
+        let received = self.received();
+        let answered = self.machine.return_path_open();
+        let (reader, writer) = self.take_links();
+        let Self { loader, machine, error, .. } = self;
         // Before the link is closed: that can take a while, and who sees it closed may ask how it ended.
         let report = loader.report(&machine, error, received);
-        close(input, answers, machine.return_path_open());
+        close(reader, writer, answered);
         report
     }
 
     /// Reads one item of the stream and says what it was; `None` where the machine has been told already.
     fn next(&mut self) -> Result<Option<DestinationEvent>, LoadFault> {
-        self.item = Some(self.input.offset());
-        let stream = &mut self.stream;
-        Ok(Some(match self.input.decode(|bytes| stream.next(bytes))? {
+        if self.postcopy.is_some() && !self.may_read_on()? {
+            return Ok(None);
+        }
+        let Some(Feed { stream, input }) = self.package.as_mut().or(self.main.as_mut()) else {
+            unreachable!("a stream is read until postcopy listens")
+        };
+        self.item = Some(input.offset());
+        Ok(Some(match input.decode(|bytes| stream.next(bytes))? {
             StreamItem::Header => {
                 self.place = Place::Configuration;
                 DestinationEvent::HeaderRead
@@ -209,6 +229,10 @@ impl Running {
             StreamItem::Command(command) => {
                 if command == Command::SwitchoverStart {
                     self.loader.savevm.switchover(Switchover::Started);
+                }
+                if let Command::Packaged { length } = command {
+                    self.take_package(length)?;
+                    return Ok(None);
                 }
                 DestinationEvent::CommandRead(command)
             }
@@ -241,21 +265,22 @@ impl Running {
         self.tell(DestinationEvent::SectionOpened { id, kind });
         if self.machine.outcome().is_none() {
             self.item = None;
-            self.loader.savevm.load(&self.progress, id, version, &mut self.input)?;
-            self.stream.end_of_body();
+            let feed = self.package.as_mut().or(self.main.as_mut()).expect("a section came from one");
+            self.loader.savevm.load(&self.progress, id, version, &mut feed.input)?;
+            feed.stream.end_of_body();
         }
         Ok(())
     }
 
     /// Hands an event to the machine and does all that it says.
-    fn tell(&mut self, event: DestinationEvent) {
+    pub(super) fn tell(&mut self, event: DestinationEvent) {
         self.machine.handle(event);
         while let Some(action) = self.next_action() {
             match action {
-                DestinationAction::Send(message) => self.answer(&message),
+                DestinationAction::Send(message) => self.answer(message),
                 DestinationAction::SendReason => {
                     let reason = self.reason();
-                    self.answer(&ReturnMessage::Refused(reason));
+                    self.answer(ReturnMessage::Refused(reason));
                 }
                 DestinationAction::LoadSetup { features } => {
                     if let Err(fault) = self.load_setup(features) {
@@ -267,24 +292,24 @@ impl Running {
                     self.machine.handle(event);
                 }
                 DestinationAction::Finish => self.note_place(),
-                DestinationAction::PreparePostcopy
-                | DestinationAction::Discard { .. }
-                | DestinationAction::Listen
-                | DestinationAction::AwaitPages
-                | DestinationAction::Pause
-                | DestinationAction::SendBitmap { .. }
-                | DestinationAction::ResumeFaults => unreachable!("postcopy is not enabled"),
+                action => self.act_in_postcopy(action),
             }
         }
-        self.loader.shared.view.lock().statistics.received = ByteCount(self.input.offset());
+        self.show_postcopy();
+        self.loader.shared.view.lock().statistics.received = self.received();
     }
 
-    fn answer(&mut self, message: &ReturnMessage) {
-        let answers = self.answers.as_mut().expect("the machine answers on links that have a way back");
-        message.encode(answers.buffer());
-        if let Err(error) = answers.flush() {
-            let reason = loss_reason(&error);
-            self.note(error.into());
+    fn answer(&mut self, message: ReturnMessage) {
+        let sent = match (&self.postcopy, &mut self.answers) {
+            (Some(postcopy), _) => postcopy.send(message).map_err(|fault| (LossReason::Closed, fault)),
+            (None, Some(answers)) => {
+                message.encode(answers.buffer());
+                answers.flush().map_err(|error| (loss_reason(&error), error.into()))
+            }
+            (None, None) => unreachable!("the machine answers on links that have a way back"),
+        };
+        if let Err((reason, fault)) = sent {
+            self.note(fault);
             self.machine.handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
         }
     }
@@ -303,7 +328,12 @@ impl Running {
     fn load_setup(&mut self, features: Features) -> Result<(), LoadFault> {
         let Loader { config, shared, savevm, .. } = &mut self.loader;
         let gather = |company: Company| company.gather(config.channel_patience, shared);
-        let channels = self.company.take().map(gather).transpose()?;
+        let gathered = self.company.take().map(gather).transpose()?;
+        let channels = gathered.map(|(channels, listener)| {
+            // What else comes there is wanted only if it is the connection for urgent pages.
+            self.listener = config.uses_preempt().then_some(listener);
+            channels
+        });
         let setup = LoadSetup { features, channels: Mutex::new(channels) };
         savevm.load_setup(&setup).map_err(|(place, fault)| {
             self.place = place;
@@ -360,7 +390,7 @@ impl Running {
     }
 
     /// Notes why, and where in the stream; the first error is the cause of the others.
-    fn note(&mut self, fault: LoadFault) {
+    pub(super) fn note(&mut self, fault: LoadFault) {
         // The decoder counts from the start of what it was given.
         let within = if let LoadFault::Wire(error) = &fault { error.at() as u64 } else { 0 };
         let (place, offset) = (self.place.clone(), self.offset() + within);
@@ -376,10 +406,11 @@ impl Running {
 
     /// Where in the stream an error belongs.
     fn offset(&self) -> u64 {
-        self.item.unwrap_or_else(|| self.input.offset())
+        let feed = || self.package.as_ref().or(self.main.as_ref());
+        self.item.or_else(|| feed().map(|feed| feed.input.offset())).unwrap_or(0)
     }
 
-    fn fail(&mut self, fault: LoadFault) {
+    pub(super) fn fail(&mut self, fault: LoadFault) {
         if matches!(fault, LoadFault::Transport(_) | LoadFault::Ended { .. }) {
             // A source that hangs up may have lost a channel that failed here: the handler knows, and is asked first.
             self.clean_up();
@@ -399,7 +430,7 @@ impl Running {
         self.tell(event);
     }
 
-    fn enter(&mut self, status: MigrationStatus) {
+    pub(super) fn enter(&mut self, status: MigrationStatus) {
         if status != self.status {
             self.status = status;
             self.loader.shared.view.lock().statistics.status = status;
@@ -440,9 +471,9 @@ fn check_configuration(ours: &Configuration, theirs: &Configuration) -> Result<(
 }
 
 /// Ends our direction, then reads what the source still sends until it ends its own.
-fn close(input: StreamReader, answers: Option<StreamWriter>, answered: bool) {
-    let mut reader = input.into_link();
-    let finished = answers.map_or(Ok(()), |answers| answers.into_link().finish());
+fn close(reader: Option<LinkReader>, writer: Option<LinkWriter>, answered: bool) {
+    let Some(mut reader) = reader else { return };
+    let finished = writer.map_or(Ok(()), |mut writer| writer.finish());
     if !answered || finished.is_err() || reader.set_deadline(Some(DRAIN_TIME)).is_err() {
         return;
     }

@@ -1,9 +1,14 @@
 //! The destination's side: a thread that reads the stream and drives the [`limosa_protocol::Destination`] machine.
 
 mod connections;
+mod listening;
 mod loader;
+mod main_reader;
+mod postcopy;
 
-use crate::error::{NotStarted, StartError};
+pub use postcopy::IncomingPostcopy;
+
+use crate::error::{NotNow, NotStarted, RecoverError, StartError};
 use crate::observer::Observer;
 use crate::ram::{RamCounters, RamStatistics};
 use crate::savevm::{ChannelSync, SaveVm};
@@ -11,16 +16,23 @@ use crate::stop::Stop;
 use crate::thread;
 use crate::vm::Vm;
 use connections::Origin;
+use crossbeam_channel::Sender;
 use limosa_pages::ByteCount;
-use limosa_protocol::{DestinationOutcome, MigrationStatus};
+use limosa_postcopy::{PostcopyStatistics, UffdSink};
+use limosa_protocol::{DestinationEvent, DestinationOutcome, MigrationStatus};
 use limosa_transport::{Address, Link, Listener};
 use limosa_wire::multifd::Compression;
 use loader::Loader;
 use parking_lot::Mutex;
+use postcopy::{Inbox, Said};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// After a failure the source's bytes are read on and dropped for this long at most: closing a socket with unread
+/// bytes resets the connection, and a reset would destroy our SHUT on its way (wire 2.3).
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// What an incoming migration needs besides its guest.
 #[derive(Clone, Debug)]
@@ -39,6 +51,8 @@ pub struct IncomingConfig {
     /// How long the channels may take to come in once the first section has. A source that was set to fewer will never
     /// make more, and both sides should hear of it.
     pub channel_patience: Duration,
+    /// The guest may come before its memory (capability `postcopy-ram`). `None` refuses that.
+    pub postcopy: Option<IncomingPostcopy>,
 }
 
 /// The multifd channels of an incoming migration. All but the number follow from the source's settings.
@@ -57,6 +71,7 @@ pub struct IncomingChannels {
 /// A migration on its way in. Dropping the handle does not stop it; [`Self::cancel`] does.
 pub struct Incoming {
     shared: Arc<Shared>,
+    orders: Sender<Said>,
     address: Option<Address>,
     thread: JoinHandle<(IncomingReport, SaveVm)>,
 }
@@ -72,7 +87,9 @@ pub struct IncomingStatistics {
     pub received: ByteCount,
     /// What the RAM handler counts; zeros if the guest has none.
     pub ram: RamStatistics,
-    /// Why it failed.
+    /// How faults were served; `None` before the guest came in postcopy.
+    pub postcopy: Option<PostcopyStatistics>,
+    /// Why it failed, or is paused.
     pub error: Option<String>,
 }
 
@@ -91,6 +108,10 @@ struct Shared {
     cancelled: AtomicBool,
     /// Wakes the loader out of a blocked accept or read; `None` once a cancel comes too late.
     stop: Mutex<Option<Stop>>,
+    /// Bytes of the present connection, once its reader is beside the loader.
+    received: Arc<AtomicU64>,
+    /// What watches for faults, for its figures.
+    faults: Mutex<Option<Arc<UffdSink>>>,
 }
 
 struct View {
@@ -109,7 +130,15 @@ impl Default for IncomingConfig {
             read_deadline: None,
             channels: None,
             channel_patience: Duration::from_secs(10),
+            postcopy: None,
         }
+    }
+}
+
+impl IncomingConfig {
+    /// Whether urgent pages come on a connection of their own.
+    fn uses_preempt(&self) -> bool {
+        self.postcopy.is_some_and(|postcopy| postcopy.preempt)
     }
 }
 
@@ -160,6 +189,54 @@ impl Incoming {
         }
     }
 
+    /// Closes the connection of a postcopy (`migrate-pause`). The guest runs on, on the pages that it has.
+    ///
+    /// # Errors
+    /// [`NotNow::NotActive`] unless the guest runs here and its pages follow.
+    pub fn pause_postcopy(&self) -> Result<(), NotNow> {
+        use MigrationStatus::{PostcopyActive, PostcopyRecover};
+        self.order_in(&[PostcopyActive, PostcopyRecover], NotNow::NotActive, DestinationEvent::PausePostcopy)
+    }
+
+    /// Listens at `address` for the source of a paused postcopy to come back (`migrate-recover`); where, with the port
+    /// that the kernel chose if 0 was asked for. It stops listening where it did before.
+    ///
+    /// # Errors
+    /// [`RecoverError`] if postcopy is not paused, or nothing can listen there.
+    pub fn recover_postcopy(&self, address: &Address) -> Result<Address, RecoverError> {
+        if self.status() != MigrationStatus::PostcopyPaused {
+            return Err(NotNow::NotPaused.into());
+        }
+        let listener = Listener::bind(address)?;
+        let address = listener.local_address().clone();
+        self.orders.send(Said::Recover(listener)).map_err(|_| NotNow::Ended)?;
+        Ok(address)
+    }
+
+    /// Gives up a paused postcopy: the guest lacks memory that nobody will bring, and is lost.
+    ///
+    /// # Errors
+    /// [`NotNow::NotPaused`].
+    pub fn give_up_postcopy(&self) -> Result<(), NotNow> {
+        self.order_in(&[MigrationStatus::PostcopyPaused], NotNow::NotPaused, DestinationEvent::GiveUp)
+    }
+
+    fn order_in(
+        &self,
+        statuses: &[MigrationStatus],
+        refusal: NotNow,
+        order: DestinationEvent,
+    ) -> Result<(), NotNow> {
+        if !statuses.contains(&self.status()) {
+            return Err(refusal);
+        }
+        self.orders.send(Said::Event(order)).map_err(|_| NotNow::Ended)
+    }
+
+    fn status(&self) -> MigrationStatus {
+        self.shared.view.lock().statistics.status
+    }
+
     /// The figures now.
     pub fn statistics(&self) -> IncomingStatistics {
         self.shared.statistics()
@@ -191,12 +268,25 @@ impl Incoming {
             }
             Origin::Link(link) => (None, link.shutdown_handle()),
         };
+        if let Err(error) = check_postcopy(&config, &savevm) {
+            return Err(NotStarted::new(error, savevm));
+        }
+        let inbox = Inbox::new();
+        let orders = inbox.say.clone();
         let shared = Arc::new(Shared::new(savevm.count_anew(), shutdown.into()));
         let loader = Loader::new(config, savevm, vm, observer, Arc::clone(&shared));
-        match thread::spawn("incoming", loader, |loader| loader.run(origin)) {
-            Ok(thread) => Ok(Self { shared, address, thread }),
+        match thread::spawn("incoming", loader, |loader| loader.run(origin, inbox)) {
+            Ok(thread) => Ok(Self { shared, orders, address, thread }),
             Err((error, loader)) => Err(NotStarted::new(StartError::Thread(error), loader.into_savevm())),
         }
+    }
+}
+
+/// Whether faults can be watched here, before anybody connects.
+fn check_postcopy(config: &IncomingConfig, savevm: &SaveVm) -> Result<(), StartError> {
+    match &config.postcopy {
+        Some(_) => Ok(savevm.can_postcopy()?),
+        None => Ok(()),
     }
 }
 
@@ -214,12 +304,15 @@ impl Shared {
             total_time: Duration::ZERO,
             received: ByteCount(0),
             ram: RamStatistics::default(),
+            postcopy: None,
             error: None,
         };
         Self {
             view: Mutex::new(View { statistics, began: None, ended: false, counters }),
             cancelled: AtomicBool::new(false),
             stop: Mutex::new(Some(stop)),
+            received: Arc::default(),
+            faults: Mutex::new(None),
         }
     }
 
@@ -231,6 +324,10 @@ impl Shared {
         }
         if let Some(counters) = &view.counters {
             statistics.ram = counters.snapshot();
+        }
+        drop(view);
+        if let Some(faults) = &*self.faults.lock() {
+            statistics.postcopy = Some(faults.statistics());
         }
         statistics
     }

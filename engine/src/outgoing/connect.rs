@@ -1,27 +1,47 @@
-//! Making the connections of an outgoing migration: the main one, and the multifd channels beside it.
+//! Making the connections of an outgoing migration: the main one, those beside it, and others when they are lost.
 
 use super::Target;
 use super::coordinator::{Control, Coordinator};
-use super::return_path::{self, Heard};
+use super::return_path::Peer;
+use super::urgent::Urgent;
 use crate::error::StartError;
 use crate::savevm::SendLinks;
 use crate::stop::Stop;
 use crate::stream::StreamWriter;
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{never, select};
 use limosa_transport::{Address, ConnectOptions, During, Failure, Link, LinkWriter, Role, TransportError};
 use limosa_wire::encode;
 use limosa_wire::multifd::InitPacket;
+use std::sync::Arc;
 
 /// What a migration runs over.
 pub(super) struct Connected {
     /// The stream, with header and configuration written.
     pub(super) out: StreamWriter,
     /// The return path, if there is one.
-    pub(super) peer: Option<Receiver<Heard>>,
+    pub(super) peer: Option<Peer>,
     /// Connections for pages, if they were asked for.
     pub(super) channels: Option<SendLinks>,
     /// Ends all of them.
     pub(super) stop: Stop,
+    /// Makes more of them.
+    pub(super) dialer: Dialer,
+    /// Who serves what the destination asks for.
+    pub(super) urgent: Arc<Urgent>,
+}
+
+/// Makes connections that belong to a migration under way.
+pub(super) struct Dialer {
+    /// `None` over a link that was handed in, until a recovery says where to connect.
+    pub(super) address: Option<Address>,
+}
+
+impl Dialer {
+    /// Another connection, for `role`. Blocks until it stands, or for [`limosa_transport::CONNECT_TIMEOUT`].
+    pub(super) fn connect(&self, role: Role) -> Result<Link, TransportError> {
+        let address = self.address.as_ref().expect("one connection serves no migration that needs more");
+        Link::connect(address, &ConnectOptions { role, ..ConnectOptions::default() })
+    }
 }
 
 impl Coordinator {
@@ -36,11 +56,12 @@ impl Coordinator {
             (capabilities.return_path, capabilities.switchover_ack) = (false, false);
         }
         let (listens, multifd) = (capabilities.listens(), capabilities.multifd);
+        let preempt = capabilities.postcopy_preempt;
         let (link, address) = match target {
-            Target::Address(address) if multifd && !address.is_multi_channel() => {
+            Target::Address(address) if (multifd || preempt) && !address.is_multi_channel() => {
                 return Err(StartError::SingleConnection);
             }
-            Target::Link(_) if multifd => return Err(StartError::SingleConnection),
+            Target::Link(_) if multifd || preempt => return Err(StartError::SingleConnection),
             Target::Address(address) => (self.connect_to(&address, Role::Main)?, Some(address)),
             Target::Link(link) => (link, None),
         };
@@ -53,12 +74,13 @@ impl Coordinator {
         encode::header(out.buffer());
         self.savevm.configuration().encode(out.buffer());
         out.flush()?;
-        let peer = listens.then(|| return_path::spawn(reader)).transpose()?;
-        let channels = match address {
-            Some(address) if multifd => Some(self.connect_channels(&address, &mut stop)?),
+        let urgent = Urgent::new();
+        let peer = listens.then(|| Peer::listen(reader, Arc::clone(&urgent))).transpose()?;
+        let channels = match &address {
+            Some(address) if multifd => Some(self.connect_channels(address, &mut stop)?),
             _ => None,
         };
-        Ok(Connected { out, peer, channels, stop })
+        Ok(Connected { out, peer, channels, stop, dialer: Dialer { address }, urgent })
     }
 
     fn connect_channels(&mut self, address: &Address, stop: &mut Stop) -> Result<SendLinks, StartError> {
@@ -92,7 +114,9 @@ impl Coordinator {
                 recv(connected) -> link => return Ok(link.expect("connecting does not panic")?),
                 recv(self.control) -> control => match control {
                     Ok(Control::Parameters(parameters)) => self.config.parameters = parameters,
-                    Ok(Control::Wake | Control::Continue) => {}
+                    Ok(Control::StartPostcopy) => self.postcopy_asked = true,
+                    // The others mean nothing before the migration has begun.
+                    Ok(_) => {}
                     Err(_) => self.control = never(),
                 },
             }

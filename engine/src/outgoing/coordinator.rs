@@ -1,7 +1,7 @@
 //! The shell around the source machine: it does what the machine says, and tells it what came of it.
 
 use super::connect::Connected;
-use super::return_path::Heard;
+use super::return_path::{Heard, Peer};
 use super::steps::{StepError, Steps};
 use super::timeline::Downtime;
 use super::{OutgoingConfig, OutgoingReport, Shared, Target};
@@ -14,10 +14,11 @@ use crate::vm::Vm;
 use crossbeam_channel::{Receiver, never, select};
 use limosa_pages::ByteCount;
 use limosa_protocol::{
-    BytesPerSecond, ConvergenceConfig, GuestFate, LinkRole, Loss, LossReason, MigrationStatus,
+    BytesPerSecond, ConvergenceConfig, GuestFate, LinkRole, Loss, LossReason, MigrationStatus, OperatorWord,
     ParameterChange, Source, SourceAction, SourceConfig, SourceEnding, SourceEvent, SourceFailure,
-    SourceStep,
+    SourcePostcopy, SourceStep,
 };
+use limosa_transport::Address;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,14 @@ pub(super) enum Control {
     Continue,
     /// New tunables.
     Parameters(Parameters),
+    /// Go over to postcopy.
+    StartPostcopy,
+    /// Close the connection of a postcopy.
+    Pause,
+    /// Go on with a paused postcopy, over a new connection.
+    Resume(Address),
+    /// How the operator ends a paused postcopy.
+    Operator(OperatorWord),
 }
 
 /// What the coordinator thread owns before there is a link.
@@ -44,17 +53,19 @@ pub(super) struct Coordinator {
     observer: Arc<dyn Observer>,
     pub(super) shared: Arc<Shared>,
     pub(super) control: Receiver<Control>,
+    /// The user wants postcopy, and said so before there was a link.
+    pub(super) postcopy_asked: bool,
 }
 
 /// What it owns afterwards.
-struct Running {
-    machine: Source,
-    steps: Steps,
+pub(super) struct Running {
+    pub(super) machine: Source,
+    pub(super) steps: Steps,
     /// The return path; `None` without one, and after its last word.
-    peer: Option<Receiver<Heard>>,
+    pub(super) peer: Option<Peer>,
     control: Receiver<Control>,
     observer: Arc<dyn Observer>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The latest status that the observer was told.
     status: MigrationStatus,
     /// The reason behind the machine's word for a failure: the first error is the cause of the others.
@@ -73,7 +84,7 @@ impl Coordinator {
         shared: Arc<Shared>,
         control: Receiver<Control>,
     ) -> Self {
-        Self { config, savevm, vm, observer, shared, control }
+        Self { config, savevm, vm, observer, shared, control, postcopy_asked: false }
     }
 
     pub(super) fn into_savevm(self) -> SaveVm {
@@ -90,10 +101,14 @@ impl Coordinator {
         }
     }
 
-    fn start(self, began: Instant, connected: Connected) -> Running {
-        let machine = Source::new(self.source_config(), began);
-        let Connected { out, peer, channels, stop } = connected;
-        let steps = Steps::new(self.config, self.savevm, self.vm, out, channels, stop);
+    fn start(self, began: Instant, mut connected: Connected) -> Running {
+        let mut machine = Source::new(self.source_config(), began);
+        if self.postcopy_asked {
+            machine.handle(SourceEvent::StartPostcopy, Instant::now());
+        }
+        let peer = connected.peer.take();
+        *self.shared.urgent.lock() = Some(Arc::clone(&connected.urgent));
+        let steps = Steps::new(self.config, self.savevm, self.vm, connected);
         Running {
             machine,
             steps,
@@ -136,9 +151,13 @@ impl Coordinator {
             convergence: ConvergenceConfig {
                 downtime_limit: parameters.downtime_limit,
                 switchover_bandwidth: parameters.switchover_bandwidth.map(rate),
-                ..ConvergenceConfig::default()
+                auto_postcopy: parameters.postcopy_auto,
             },
             max_bandwidth: parameters.max_bandwidth.map(rate),
+            postcopy: self.savevm.postcopy_advice().filter(|_| capabilities.postcopy_ram).map(|advice| {
+                let max_bandwidth = parameters.max_postcopy_bandwidth.map(rate);
+                SourcePostcopy { advice, preempt: capabilities.postcopy_preempt, max_bandwidth }
+            }),
             ..SourceConfig::default()
         }
     }
@@ -148,7 +167,7 @@ impl Running {
     fn run(mut self) -> (OutgoingReport, SaveVm) {
         loop {
             while let Some(action) = self.next_action() {
-                match self.steps.perform(action) {
+                match self.perform(action) {
                     Ok(Some(event)) => self.tell(event),
                     Ok(None) => {}
                     Err(error) => self.step_failed(error),
@@ -182,15 +201,29 @@ impl Running {
                 continue; // It came between the two lines above.
             }
             let action = self.machine.poll_action()?;
-            if action == SourceAction::SendEnd {
+            if matches!(action, SourceAction::SendEnd | SourceAction::SendPackage) {
                 *stop = None;
             }
             return Some(action);
         }
     }
 
+    /// Does an action; those about the return path are done here, because the coordinator hears it.
+    fn perform(&mut self, action: SourceAction) -> Result<Option<SourceEvent>, StepError> {
+        match action {
+            SourceAction::Pause => Ok(Some(self.pause())),
+            SourceAction::Reconnect => self.reconnect().map(Some),
+            SourceAction::FetchBitmaps => self.fetch_bitmaps(),
+            SourceAction::SendPackage => {
+                self.shared.let_pause(self.steps.links.handle());
+                self.steps.perform(action)
+            }
+            action => self.steps.perform(action),
+        }
+    }
+
     /// Hands an event to the machine and shows what changed.
-    fn tell(&mut self, event: SourceEvent) {
+    pub(super) fn tell(&mut self, event: SourceEvent) {
         let passes = self.machine.counters().sync_count;
         self.machine.handle(event, Instant::now());
         let now_passes = self.machine.counters().sync_count;
@@ -219,6 +252,9 @@ impl Running {
         statistics.passes = u64::from(machine.counters().sync_count);
         statistics.expected_downtime = machine.expected_downtime();
         statistics.bandwidth = machine.bandwidth().map(|rate| ByteCount(rate.0));
+        statistics.pauses = machine.counters().pauses;
+        statistics.postcopy_bytes = machine.counters().postcopy_bytes;
+        statistics.error = machine.paused().map(|failure| with_reason(failure, self.error.as_deref()));
         let rounds = self.steps.rounds.done();
         if statistics.rounds.len() != rounds.len() {
             statistics.rounds = rounds.to_vec();
@@ -234,7 +270,7 @@ impl Running {
         while let Ok(control) = self.control.try_recv() {
             self.on_control(control);
         }
-        while let Some(Ok(heard)) = self.peer.as_ref().map(Receiver::try_recv) {
+        while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.heard.try_recv()) {
             self.on_heard(heard);
         }
     }
@@ -242,7 +278,8 @@ impl Running {
     /// Waits for something to happen, or for the machine's timeout.
     fn wait(&mut self) {
         let expired = self.machine.poll_timeout().map_or_else(never, crossbeam_channel::at);
-        let peer = self.peer.as_ref().map_or_else(never, Receiver::clone);
+        let peer = self.peer.as_ref().map_or_else(never, |peer| peer.heard.clone());
+        let urgent = self.steps.urgent.rung.clone();
         select! {
             recv(self.control) -> control => match control {
                 Ok(control) => self.on_control(control),
@@ -258,6 +295,12 @@ impl Running {
                     self.tell(SourceEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
                 }
             },
+            recv(urgent) -> _ => {
+                // The push rests; the machine need not know (I10).
+                if let Err(error) = self.steps.save_requested() {
+                    self.step_failed(error);
+                }
+            }
             recv(expired) -> _ => self.tell(SourceEvent::Timeout),
         }
         self.tell_cancel();
@@ -278,17 +321,27 @@ impl Running {
                 downtime_limit: Some(parameters.downtime_limit),
                 max_bandwidth: Some(parameters.max_bandwidth.map(rate)),
                 switchover_bandwidth: Some(parameters.switchover_bandwidth.map(rate)),
-                ..ParameterChange::default()
+                max_postcopy_bandwidth: Some(parameters.max_postcopy_bandwidth.map(rate)),
             })),
+            Control::StartPostcopy => self.tell(SourceEvent::StartPostcopy),
+            Control::Pause => self.tell(SourceEvent::PausePostcopy),
+            Control::Resume(address) => {
+                if self.machine.paused().is_some() {
+                    self.steps.dialer.address = Some(address);
+                    self.error = None;
+                }
+                self.tell(SourceEvent::ResumePostcopy);
+            }
+            Control::Operator(word) => self.tell(SourceEvent::Operator(word)),
         }
     }
 
-    fn on_heard(&mut self, heard: Heard) {
+    pub(super) fn on_heard(&mut self, heard: Heard) {
         match heard {
             Heard::Message(message) => self.tell(SourceEvent::Return(message)),
             Heard::Lost(loss, fault) => {
                 self.peer = None;
-                self.note(&fault);
+                self.note(fault.as_ref());
                 // A cancel that closed the link comes before the loss that it caused.
                 self.tell_cancel();
                 self.tell(SourceEvent::Lost(loss));
@@ -311,8 +364,7 @@ impl Running {
                 self.tell_cancel();
                 let silence = self.hear_last_words();
                 self.note(error.as_error());
-                let reason = error.reason();
-                self.tell(SourceEvent::Lost(Loss { role: LinkRole::Main, reason }));
+                self.tell(SourceEvent::Lost(error.loss()));
                 // After the commit point the machine would go on waiting for an answer.
                 if let Some(loss) = silence {
                     self.tell(SourceEvent::Lost(loss));
@@ -325,7 +377,7 @@ impl Running {
     /// return path ended, if it did: the main link's error says more, so that is told first.
     fn hear_last_words(&mut self) -> Option<Loss> {
         let deadline = Instant::now() + LAST_WORDS;
-        while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.recv_deadline(deadline)) {
+        while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.heard.recv_deadline(deadline)) {
             match heard {
                 Heard::Message(message) => self.tell(SourceEvent::Return(message)),
                 Heard::Lost(loss, _) => {
@@ -352,12 +404,7 @@ fn report(
 ) -> OutgoingReport {
     let outcome = machine.outcome().expect("asked for at the end").clone();
     let reason = match &outcome.ending {
-        SourceEnding::Failed(failure) => Some(match error {
-            // What the link did after such a word says no more.
-            _ if matches!(failure, SourceFailure::Refused { reason: Some(_), .. }) => failure.to_string(),
-            Some(reason) => format!("{failure}: {reason}"),
-            None => failure.to_string(),
-        }),
+        SourceEnding::Failed(failure) => Some(with_reason(failure, error.as_deref())),
         _ => None,
     };
     // What was left undone here is nobody's trouble once the guest is elsewhere.
@@ -374,6 +421,16 @@ fn report(
     }
     observer.status(outcome.status());
     OutgoingReport { outcome, statistics: shared.statistics() }
+}
+
+/// The machine's word for a failure, and what lies behind it.
+fn with_reason(failure: &SourceFailure, error: Option<&str>) -> String {
+    match error {
+        // What the link did after such a word says no more.
+        _ if matches!(failure, SourceFailure::Refused { reason: Some(_), .. }) => failure.to_string(),
+        Some(error) => format!("{failure}: {error}"),
+        None => failure.to_string(),
+    }
 }
 
 fn rate(bytes: ByteCount) -> BytesPerSecond {

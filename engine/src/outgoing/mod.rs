@@ -2,13 +2,16 @@
 
 mod connect;
 mod coordinator;
+mod postcopy;
+mod recovery;
 mod return_path;
 mod steps;
 mod timeline;
+mod urgent;
 
 pub use timeline::{Downtime, Round};
 
-use crate::error::{NotStarted, StartError};
+use crate::error::{NotNow, NotStarted, StartError};
 use crate::observer::Observer;
 use crate::parameters::{Capabilities, Parameters};
 use crate::ram::{RamCounters, RamStatistics};
@@ -19,13 +22,15 @@ use crate::vm::Vm;
 use coordinator::{Control, Coordinator};
 use crossbeam_channel::{Sender, TrySendError};
 use limosa_pages::ByteCount;
-use limosa_protocol::{GuestFate, MigrationStatus, SourceOutcome};
+use limosa_postcopy::UrgentStatistics;
+use limosa_protocol::{GuestFate, MigrationStatus, OperatorWord, SourceOutcome};
 use limosa_transport::{Address, Link};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use urgent::Urgent;
 
 /// Control messages that may wait: a user sends a handful, and one who sends more waits.
 const CONTROL_QUEUE: usize = 64;
@@ -49,6 +54,8 @@ pub struct OutgoingConfig {
 pub struct Outgoing {
     shared: Arc<Shared>,
     control: Sender<Control>,
+    /// Whether the capability is on.
+    postcopy: bool,
     thread: JoinHandle<(OutgoingReport, SaveVm)>,
 }
 
@@ -77,6 +84,12 @@ pub struct OutgoingStatistics {
     pub ram: RamStatistics,
     /// Rounds so far.
     pub rounds: Vec<Round>,
+    /// Bytes pushed after the guest had moved.
+    pub postcopy_bytes: ByteCount,
+    /// How often postcopy was paused.
+    pub pauses: u32,
+    /// Pages that the destination has asked for; `None` before postcopy.
+    pub urgent: Option<UrgentStatistics>,
     /// Why it failed, and what could not be undone on this side.
     pub error: Option<String>,
 }
@@ -102,6 +115,10 @@ struct Shared {
     cancelled: AtomicBool,
     /// Wakes the coordinator out of a blocked write; set from when there is a link until the commit point.
     stop: Mutex<Option<Stop>>,
+    /// The links of a postcopy, to be ended by a pause; `None` while there is none.
+    pausable: Mutex<Option<Stop>>,
+    /// Who serves requests, for its figures.
+    urgent: Mutex<Option<Arc<Urgent>>>,
 }
 
 struct View {
@@ -184,6 +201,46 @@ impl Outgoing {
         self.tell(Control::Continue);
     }
 
+    /// Lets the guest move now, and its memory follow (`migrate-start-postcopy`). It happens at the next slice.
+    ///
+    /// # Errors
+    /// [`NotNow::NoPostcopy`] without the capability, [`NotNow::Ended`].
+    pub fn start_postcopy(&self) -> Result<(), NotNow> {
+        if !self.postcopy {
+            return Err(NotNow::NoPostcopy);
+        }
+        self.order(Control::StartPostcopy)
+    }
+
+    /// Closes the connection of a postcopy (`migrate-pause`). The guest runs on there, on the pages that it has, until
+    /// [`Self::resume_postcopy`].
+    ///
+    /// # Errors
+    /// [`NotNow::NotActive`] unless the guest has moved and its pages follow.
+    pub fn pause_postcopy(&self) -> Result<(), NotNow> {
+        // Ending the links too: the coordinator may be blocked in one.
+        let links = self.shared.pausable.lock().take().ok_or(NotNow::NotActive)?;
+        self.order(Control::Pause)?;
+        links.stop();
+        Ok(())
+    }
+
+    /// Goes on with a paused postcopy, over a new connection to `address` (`migrate` with `resume`).
+    ///
+    /// # Errors
+    /// [`NotNow::NotPaused`].
+    pub fn resume_postcopy(&self, address: Address) -> Result<(), NotNow> {
+        self.order_if_paused(Control::Resume(address))
+    }
+
+    /// Ends a paused postcopy by the word of an operator who has looked at the destination.
+    ///
+    /// # Errors
+    /// [`NotNow::NotPaused`].
+    pub fn end_postcopy(&self, word: OperatorWord) -> Result<(), NotNow> {
+        self.order_if_paused(Control::Operator(word))
+    }
+
     /// Changes the tunables of the running migration.
     ///
     /// # Errors
@@ -212,6 +269,18 @@ impl Outgoing {
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    fn order_if_paused(&self, message: Control) -> Result<(), NotNow> {
+        match self.shared.view.lock().statistics.status {
+            MigrationStatus::PostcopyPaused => {}
+            _ => return Err(NotNow::NotPaused),
+        }
+        self.order(message)
+    }
+
+    fn order(&self, message: Control) -> Result<(), NotNow> {
+        self.control.send(message).map_err(|_| NotNow::Ended)
+    }
+
     fn tell(&self, message: Control) {
         // A migration that has ended hears nothing any more, and needs to hear nothing.
         drop(self.control.send(message));
@@ -227,11 +296,12 @@ impl Outgoing {
         if let Err(error) = config.validate() {
             return Err(NotStarted::new(error, savevm));
         }
+        let postcopy = config.capabilities.postcopy_ram;
         let (control, inbox) = crossbeam_channel::bounded(CONTROL_QUEUE);
         let shared = Arc::new(Shared::new(savevm.count_anew()));
         let coordinator = Coordinator::new(config, savevm, vm, observer, Arc::clone(&shared), inbox);
         match thread::spawn("migration", coordinator, |coordinator| coordinator.run(target)) {
-            Ok(thread) => Ok(Self { shared, control, thread }),
+            Ok(thread) => Ok(Self { shared, control, postcopy, thread }),
             Err((error, coordinator)) => {
                 Err(NotStarted::new(StartError::Thread(error), coordinator.into_savevm()))
             }
@@ -265,10 +335,29 @@ impl Shared {
             passes: 0,
             ram: RamStatistics::default(),
             rounds: Vec::new(),
+            postcopy_bytes: ByteCount(0),
+            pauses: 0,
+            urgent: None,
             error: None,
         };
         let view = View { statistics, started: Instant::now(), ended: false, counters };
-        Self { view: Mutex::new(view), cancelled: AtomicBool::new(false), stop: Mutex::new(None) }
+        Self {
+            view: Mutex::new(view),
+            cancelled: AtomicBool::new(false),
+            stop: Mutex::new(None),
+            pausable: Mutex::new(None),
+            urgent: Mutex::new(None),
+        }
+    }
+
+    /// From now on a pause ends these links.
+    fn let_pause(&self, links: Stop) {
+        *self.pausable.lock() = Some(links);
+    }
+
+    /// There is nothing to pause.
+    fn refuse_pause(&self) {
+        *self.pausable.lock() = None;
     }
 
     fn statistics(&self) -> OutgoingStatistics {
@@ -280,6 +369,8 @@ impl Shared {
         if let Some(counters) = &view.counters {
             statistics.ram = counters.snapshot();
         }
+        drop(view);
+        statistics.urgent = self.urgent.lock().as_ref().and_then(|urgent| urgent.statistics());
         statistics
     }
 

@@ -1,7 +1,10 @@
 //! What the machine asks for, done: the walks over the savevm list, the guest's stop and start.
 
 use super::OutgoingConfig;
+use super::connect::{Connected, Dialer};
+use super::postcopy::Following;
 use super::timeline::Rounds;
+use super::urgent::Urgent;
 use crate::error::{SaveError, SaveFault, loss_reason};
 use crate::savevm::{Budget, SaveSetup, SaveVm, SendLinks, Switchover};
 use crate::stop::Stop;
@@ -10,8 +13,8 @@ use crate::vm::{RunState, Vm, VmError};
 use crate::vmdescription::VmDescription;
 use limosa_multifd::SendError;
 use limosa_pages::ByteCount;
-use limosa_protocol::{LossReason, Pending, SourceAction, SourceEvent, SourceStep};
-use limosa_transport::TransportError;
+use limosa_protocol::{LinkRole, Loss, LossReason, Pending, SourceAction, SourceEvent, SourceStep};
+use limosa_transport::{ShutdownHandle, TransportError};
 use limosa_wire::{Command, Features, encode};
 use parking_lot::Mutex;
 use std::error::Error;
@@ -23,11 +26,15 @@ pub(super) struct Steps {
     pub(super) savevm: SaveVm,
     pub(super) out: StreamWriter,
     pub(super) rounds: Rounds,
-    config: OutgoingConfig,
+    pub(super) config: OutgoingConfig,
+    /// Makes the connections that come later.
+    pub(super) dialer: Dialer,
+    pub(super) urgent: Arc<Urgent>,
+    pub(super) following: Following,
     guest: HeldGuest,
     /// Multifd channels, until the setup hands them to RAM.
     channels: Option<SendLinks>,
-    links: HeldLinks,
+    pub(super) links: HeldLinks,
     /// The text that follows the end of the stream.
     description: Vec<u8>,
 }
@@ -42,7 +49,7 @@ struct HeldGuest {
 }
 
 /// The connections, which have threads of their own and so do not close by being dropped here.
-struct HeldLinks(Stop);
+pub(super) struct HeldLinks(Stop);
 
 /// A step that could not be done.
 pub(super) enum StepError {
@@ -56,22 +63,20 @@ pub(super) enum StepError {
 pub(super) enum LostLink {
     Main(TransportError),
     Channel(SendError),
+    Preempt(TransportError),
 }
 
 impl Steps {
-    pub(super) fn new(
-        config: OutgoingConfig,
-        savevm: SaveVm,
-        vm: Arc<dyn Vm>,
-        out: StreamWriter,
-        channels: Option<SendLinks>,
-        stop: Stop,
-    ) -> Self {
+    pub(super) fn new(config: OutgoingConfig, savevm: SaveVm, vm: Arc<dyn Vm>, connected: Connected) -> Self {
+        let Connected { out, channels, stop, dialer, urgent, .. } = connected;
         Self {
             savevm,
             out,
             rounds: Rounds::default(),
             config,
+            dialer,
+            urgent,
+            following: Following::default(),
             guest: HeldGuest { vm, was_running: false, owed: false },
             channels,
             links: HeldLinks(stop),
@@ -84,6 +89,10 @@ impl Steps {
         let before = self.written();
         Ok(Some(match action {
             SourceAction::SendCommand(command) => {
+                if command == Command::PostcopyResume {
+                    // What is asked for may come as soon as it is read.
+                    self.serve_again();
+                }
                 command.encode(self.out.buffer());
                 self.flush()?;
                 return Ok(None);
@@ -93,6 +102,8 @@ impl Steps {
                 SourceEvent::SetupSaved { sent: self.sent_since(before)? }
             }
             SourceAction::SyncDirty => {
+                let sync = StepError::save(SourceStep::SyncDirty);
+                self.savevm.bring_into_line(&mut self.out).map_err(sync)?;
                 self.savevm.sync().map_err(StepError::save(SourceStep::SyncDirty))?;
                 self.rounds.next(Instant::now(), &self.savevm.ram_statistics(), self.written());
                 SourceEvent::Synced { pending: self.pending() }
@@ -117,7 +128,7 @@ impl Steps {
                 SourceEvent::DevicesSaved { sent: self.sent_since(before)? }
             }
             SourceAction::SendEnd => {
-                self.guest.owed = false;
+                self.let_guest_go();
                 encode::end_of_stream(self.out.buffer());
                 encode::vm_description(&self.description, self.out.buffer());
                 let sent = self.sent_since(before)?;
@@ -131,22 +142,41 @@ impl Steps {
                 self.resume_vm().map_err(StepError::vm(SourceStep::ResumeVm))?;
                 SourceEvent::VmResumed
             }
+            SourceAction::OpenPreempt => self.open_preempt()?,
+            SourceAction::CompleteForPostcopy => {
+                self.complete_for_postcopy().map_err(StepError::save(SourceStep::CompleteForPostcopy))?;
+                SourceEvent::CompletedForPostcopy { sent: self.sent_since(before)? }
+            }
+            SourceAction::SendDiscards => {
+                let failed = StepError::save(SourceStep::SendDiscards);
+                self.savevm.save_discards(&mut self.out).map_err(failed)?;
+                SourceEvent::DiscardsSent { sent: self.sent_since(before)? }
+            }
+            SourceAction::PackageDevices { ping } => self.package_devices(ping)?,
+            SourceAction::SendPackage => {
+                self.send_package();
+                SourceEvent::PackageSent { sent: self.sent_since(before)? }
+            }
+            SourceAction::Push { max_bytes, max_time } => {
+                self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
+                SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
+            }
+            SourceAction::DrainUrgent => {
+                self.drain_urgent()?;
+                return Ok(None);
+            }
+            SourceAction::CompletePostcopy => {
+                self.complete_postcopy().map_err(StepError::save(SourceStep::CompletePostcopy))?;
+                SourceEvent::PostcopyCompleted { sent: self.sent_since(before)? }
+            }
+            SourceAction::Pause | SourceAction::Reconnect | SourceAction::FetchBitmaps => {
+                unreachable!("the coordinator does these itself: they concern the return path")
+            }
             SourceAction::CloseLink => {
                 self.links.0.stop();
                 return Ok(None);
             }
             SourceAction::Finish => return Ok(None),
-            SourceAction::OpenPreempt
-            | SourceAction::CompleteForPostcopy
-            | SourceAction::SendDiscards
-            | SourceAction::PackageDevices { .. }
-            | SourceAction::SendPackage
-            | SourceAction::Push { .. }
-            | SourceAction::DrainUrgent
-            | SourceAction::CompletePostcopy
-            | SourceAction::Pause
-            | SourceAction::Reconnect
-            | SourceAction::FetchBitmaps => unreachable!("postcopy is not enabled"),
         }))
     }
 
@@ -175,25 +205,44 @@ impl Steps {
     }
 
     fn complete_precopy(&mut self) -> Result<(), SaveError> {
+        self.announce_switchover();
+        self.savevm.save_live_complete_precopy(&mut self.out)?;
+        self.end_rounds();
+        Ok(())
+    }
+
+    /// Tells a destination that knows the word that the guest stands.
+    pub(super) fn announce_switchover(&mut self) {
         if self.config.announce_switchover {
             Command::SwitchoverStart.encode(self.out.buffer());
         }
-        self.savevm.save_live_complete_precopy(&mut self.out)?;
+    }
+
+    pub(super) fn end_rounds(&mut self) {
         self.rounds.end(Instant::now(), &self.savevm.ram_statistics(), self.written());
-        Ok(())
+    }
+
+    /// Notes whether the guest is to run where it goes.
+    pub(super) fn note_run_state(&self) {
+        let run_state = if self.guest.was_running { RunState::Running } else { RunState::Paused };
+        self.savevm.set_run_state(run_state);
+    }
+
+    /// From now on the guest may run on the destination.
+    pub(super) fn let_guest_go(&mut self) {
+        self.guest.owed = false;
     }
 
     fn save_devices(&mut self) -> Result<(), SaveError> {
         let mut description = VmDescription::new(self.savevm.configuration());
-        let run_state = if self.guest.was_running { RunState::Running } else { RunState::Paused };
-        self.savevm.set_run_state(run_state);
+        self.note_run_state();
         self.savevm.save_devices(self.out.buffer(), &mut description)?;
         self.description = description.into_json();
         Ok(())
     }
 
     /// What is left to move. Device state is small and its size is not known before it is saved.
-    fn pending(&self) -> Pending {
+    pub(super) fn pending(&self) -> Pending {
         Pending { owed: self.savevm.state_pending(), device: ByteCount(0), queued: self.out.queued() }
     }
 
@@ -208,7 +257,7 @@ impl Steps {
         self.out.offset() + self.savevm.ram_statistics().channel_bytes
     }
 
-    fn flush(&mut self) -> Result<(), StepError> {
+    pub(super) fn flush(&mut self) -> Result<(), StepError> {
         self.out.flush().map_err(StepError::main)
     }
 }
@@ -231,6 +280,28 @@ impl Drop for HeldGuest {
     }
 }
 
+impl HeldLinks {
+    /// Also ends this one.
+    pub(super) fn add(&mut self, link: ShutdownHandle) {
+        self.0.add(link);
+    }
+
+    /// The links of a new connection; those of the old one have been stopped.
+    pub(super) fn replace(&mut self, links: Stop) {
+        self.0 = links;
+    }
+
+    /// Ends them all.
+    pub(super) fn stop(&self) {
+        self.0.stop();
+    }
+
+    /// A handle with which another thread can.
+    pub(super) fn handle(&self) -> Stop {
+        self.0.clone()
+    }
+}
+
 impl Drop for HeldLinks {
     /// The peer of a migration whose thread panicked must not wait for it.
     fn drop(&mut self) {
@@ -243,25 +314,32 @@ impl Drop for HeldLinks {
 impl LostLink {
     pub(super) fn as_error(&self) -> &(dyn Error + 'static) {
         match self {
-            Self::Main(error) => error,
+            Self::Main(error) | Self::Preempt(error) => error,
             Self::Channel(error) => error,
         }
     }
 
-    pub(super) fn reason(&self) -> LossReason {
+    pub(super) fn loss(&self) -> Loss {
         match self {
-            Self::Main(error) => loss_reason(error),
-            Self::Channel(_) => LossReason::Closed,
+            Self::Main(error) => Loss { role: LinkRole::Main, reason: loss_reason(error) },
+            Self::Preempt(error) => Loss { role: LinkRole::Preempt, reason: loss_reason(error) },
+            Self::Channel(error) => {
+                Loss { role: LinkRole::Channel(u16::from(error.channel)), reason: LossReason::Closed }
+            }
         }
     }
 }
 
 impl StepError {
-    fn main(error: TransportError) -> Self {
+    pub(super) fn main(error: TransportError) -> Self {
         Self::Link(LostLink::Main(error))
     }
 
-    fn save(step: SourceStep) -> impl FnOnce(SaveError) -> Self {
+    pub(super) fn preempt(error: TransportError) -> Self {
+        Self::Link(LostLink::Preempt(error))
+    }
+
+    pub(super) fn save(step: SourceStep) -> impl FnOnce(SaveError) -> Self {
         move |error| match error.source {
             SaveFault::Transport(lost) => Self::Link(LostLink::Main(lost)),
             SaveFault::Channel(lost) => Self::Link(LostLink::Channel(lost)),

@@ -51,6 +51,18 @@ impl Downtime {
     pub(super) fn of(timeline: &Timeline) -> Option<Self> {
         let (asked, stopped) = (timeline.stop_asked?, timeline.vm_stopped?);
         let (synced, completed) = (timeline.final_synced?, timeline.precopy_completed?);
+        if timeline.package_sent.is_some() {
+            // The guest runs there as soon as its devices are loaded; that its memory follows is no downtime.
+            let (saved, runs) = (timeline.devices_saved?, timeline.runs_there?);
+            return Some(Self {
+                stop: stopped - asked,
+                sync: synced - stopped,
+                ram: completed - synced,
+                devices: saved - completed,
+                load: runs - saved,
+                resume: Duration::ZERO,
+            });
+        }
         let (saved, end_sent, ended) = (timeline.devices_saved?, timeline.end_sent?, timeline.ended?);
         let loaded = timeline.devices_loaded.unwrap_or(saved);
         Some(Self {

@@ -42,6 +42,8 @@ counters! {
     bytes: ByteCount,
     /// Bytes on multifd channels.
     channel_bytes: ByteCount,
+    /// Pages sent because the destination asked for them; those of a preempt channel are counted there.
+    requested: PageCount,
     /// Pages still owed to the destination.
     owed: PageCount,
     /// Pages found dirty by the latest look at the dirty log.

@@ -1,13 +1,15 @@
 //! The handler that the savevm list calls; its two halves are in `save` and `load`.
 
 use super::counters::RamCounters;
-use super::load::RamLoad;
-use super::save::RamSave;
+use super::load::{PostcopyRam, RamLoad};
+use super::save::{RamSave, UrgentPath};
 use crate::error::{LoadFault, SaveFault};
 use crate::savevm::{Budget, LiveState, LoadSetup, SaveSetup, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
-use limosa_pages::ByteCount;
+use limosa_pages::{BlockName, ByteCount, DirtyMap, RamLayout, ReceivedMap};
+use limosa_postcopy::UffdError;
 use limosa_ram::{DirtyLog, GuestRam};
+use limosa_wire::DiscardRange;
 use std::sync::Arc;
 
 /// Guest RAM as a live entry of the savevm list.
@@ -32,6 +34,11 @@ impl RamHandler {
         Arc::clone(&self.counters)
     }
 
+    /// The blocks.
+    pub(crate) fn layout(&self) -> &RamLayout {
+        self.ram.layout()
+    }
+
     fn saving(&mut self) -> (&mut RamSave, &mut dyn DirtyLog) {
         match (&mut self.saving, &mut self.dirty_log) {
             (Some(saving), Some(log)) => (saving, log.as_mut()),
@@ -39,6 +46,100 @@ impl RamHandler {
         }
     }
 }
+
+/// The sending half of postcopy. All are called after `save_setup`.
+impl RamHandler {
+    /// Whether pages are on their way that could be overtaken by what follows on the main channel.
+    pub(crate) fn is_racing(&self) -> bool {
+        self.saving.as_ref().is_some_and(RamSave::is_racing)
+    }
+
+    /// Writes the body of a section behind which no page is in flight.
+    pub(crate) fn save_barrier(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        self.saving().0.write_barrier(out)
+    }
+
+    /// Appends commands that take back what is stale on the destination.
+    pub(crate) fn save_discards(&mut self, out: &mut Vec<u8>) {
+        self.saving().0.write_discards(out);
+    }
+
+    /// The guest moves: what is owed, to be shared with whoever serves requests.
+    pub(crate) fn begin_postcopy(&mut self) -> (GuestRam, Arc<DirtyMap>) {
+        let ram = self.ram.clone();
+        (ram, self.saving().0.begin_postcopy())
+    }
+
+    /// Writes the body of a PART section: owed pages, asked-for ones first, as far as `budget` reaches.
+    pub(crate) fn push(
+        &mut self,
+        urgent: &UrgentPath,
+        out: &mut StreamWriter,
+        budget: &mut Budget,
+    ) -> Result<(), SaveFault> {
+        let saving = self.saving().0;
+        saving.push(urgent, out, |sent| {
+            budget.spend(sent);
+            budget.is_exhausted()
+        })?;
+        saving.write_end(out)
+    }
+
+    /// Writes the body of a PART section: asked-for pages and nothing else.
+    pub(crate) fn save_requested(
+        &mut self,
+        urgent: &UrgentPath,
+        out: &mut StreamWriter,
+    ) -> Result<(), SaveFault> {
+        let saving = self.saving().0;
+        saving.write_requested(urgent, out)?;
+        saving.write_end(out)
+    }
+
+    /// Ends the threads of the multifd channels, whose connections are lost.
+    pub(crate) fn drop_channels(&mut self) {
+        self.saving().0.drop_channels();
+    }
+
+    /// Owes exactly what the destination lacks.
+    pub(crate) fn owe_missing(&mut self, received: &ReceivedMap) {
+        self.saving().0.owe_missing(received);
+    }
+}
+
+/// The receiving half of postcopy.
+impl RamHandler {
+    /// Whether this process may watch for faults of this guest.
+    pub(crate) fn can_postcopy(&self) -> Result<(), UffdError> {
+        limosa_postcopy::probe(&self.ram)
+    }
+
+    /// Postcopy may follow: faults can be watched here, and the memory is empty (wire 5.2).
+    pub(crate) fn prepare_postcopy(&mut self) -> Result<(), LoadFault> {
+        self.can_postcopy()?;
+        for (_, block) in self.ram.iter() {
+            block.punch(block.whole())?;
+        }
+        Ok(())
+    }
+
+    /// Drops what is stale.
+    pub(crate) fn discard(&mut self, block: &BlockName, ranges: &[DiscardRange]) -> Result<(), LoadFault> {
+        self.loading().discard(block, ranges)
+    }
+
+    /// Watches for faults: the pages that are missing come to what is returned, while devices are loaded here.
+    pub(crate) fn listen(&mut self) -> Result<PostcopyRam, LoadFault> {
+        self.loading.take().expect(LOADING).listen()
+    }
+
+    fn loading(&mut self) -> &mut RamLoad {
+        self.loading.as_mut().expect(LOADING)
+    }
+}
+
+/// What is wrong if there is nothing that loads.
+const LOADING: &str = "the list calls load_setup before every other load call";
 
 impl LiveState for RamHandler {
     fn save_setup(&mut self, setup: &SaveSetup<'_>, out: &mut StreamWriter) -> Result<(), SaveFault> {
@@ -71,10 +172,6 @@ impl LiveState for RamHandler {
         saving.write_end(out)
     }
 
-    fn has_postcopy(&self) -> bool {
-        false
-    }
-
     fn save_cleanup(&mut self) -> Result<(), SaveFault> {
         // Channels end with it: the other side has all that it needs of them, or will never run the guest.
         self.saving = None;
@@ -91,11 +188,11 @@ impl LiveState for RamHandler {
     }
 
     fn load_state(&mut self, input: &mut StreamReader) -> Result<(), LoadFault> {
-        self.loading.as_mut().expect("the list calls load_setup before load_state").read_section(input)
+        self.loading().read_section(input)
     }
 
     fn load_complete(&mut self) -> Result<(), LoadFault> {
-        let loading = self.loading.take().expect("the list calls load_setup before load_complete");
+        let loading = self.loading.take().expect(LOADING);
         loading.check_whole()?;
         loading.close()
     }

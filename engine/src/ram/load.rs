@@ -1,15 +1,22 @@
 //! The receiving half: page records in, guest RAM out.
 
+mod arrivals;
+mod postcopy;
+
+pub(crate) use postcopy::{PostcopyRam, RamArrivals};
+
 use super::counters::{RamCounters, RamStatistics, add};
+use super::locate::Locator;
 use super::population;
 use crate::error::LoadFault;
 use crate::savevm::{ChannelSync, ReceiveLinks};
 use crate::stream::StreamReader;
+use arrivals::Arrivals;
 use limosa_compress::xbzrle;
-use limosa_multifd::{PageSink, RamSink, ReceiveChannels};
+use limosa_multifd::{PageSink, ReceiveChannels};
 use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
-use limosa_wire::{BlockUse, PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
+use limosa_wire::{PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,12 +26,11 @@ pub(crate) struct RamLoad {
     counters: Arc<RamCounters>,
     decoder: RamDecoder,
     /// Where pages go, those of the main channel and those of the multifd channels.
-    sink: Arc<RamSink>,
+    sink: Arc<Arrivals>,
     channels: Option<Channels>,
     /// The block list has come and fits.
     agreed: bool,
-    /// The block of the latest record.
-    block: Option<BlockId>,
+    locator: Locator,
     page: Box<[u8; PAGE_BYTES]>,
 }
 
@@ -34,6 +40,16 @@ struct Channels {
     sync: ChannelSync,
 }
 
+impl Channels {
+    /// Ends them, behind everything that they have brought.
+    fn close(self, counters: &RamCounters) -> Result<(), LoadFault> {
+        let statistics = self.pool.close()?;
+        add(&counters.normal, statistics.iter().map(|channel| channel.normal.0).sum());
+        add(&counters.zero, statistics.iter().map(|channel| channel.zero.0).sum());
+        Ok(())
+    }
+}
+
 impl RamLoad {
     /// Starts the multifd channels, if this migration has any.
     pub(crate) fn begin(
@@ -41,7 +57,7 @@ impl RamLoad {
         counters: Arc<RamCounters>,
         links: Option<ReceiveLinks>,
     ) -> Result<Self, LoadFault> {
-        let sink = Arc::new(RamSink::new(ram.clone()));
+        let sink = Arc::new(Arrivals::new(ram.clone()));
         let start = |ReceiveLinks { links, config, sync }| -> Result<Channels, LoadFault> {
             let sink: Arc<dyn PageSink> = Arc::clone(&sink) as Arc<_>;
             Ok(Channels { pool: ReceiveChannels::new(links, sink, config)?, sync })
@@ -51,7 +67,7 @@ impl RamLoad {
             channels: links.map(start).transpose()?,
             sink,
             agreed: false,
-            block: None,
+            locator: Locator::default(),
             page: Box::new([0; PAGE_BYTES]),
             ram,
             counters,
@@ -87,7 +103,7 @@ impl RamLoad {
                 }
                 RamItem::Populated { start, pages } => {
                     let (block, start) = self.locate(start)?;
-                    population::expect(&self.sink, block, start, &pages);
+                    population::expect(self.sink.memory(), block, start, &pages);
                 }
                 RamItem::MultifdFlush if self.channels.is_some() => {
                     self.bring_into_line_if(|sync| sync == ChannelSync::PerRound)?;
@@ -131,12 +147,8 @@ impl RamLoad {
 
     /// Ends the multifd channels of a stream that is complete.
     pub(crate) fn close(mut self) -> Result<(), LoadFault> {
-        if let Some(channels) = self.channels.take() {
-            let statistics = channels.pool.close()?;
-            add(&self.counters.normal, statistics.iter().map(|channel| channel.normal.0).sum());
-            add(&self.counters.zero, statistics.iter().map(|channel| channel.zero.0).sum());
-        }
-        self.sink.preallocation().give_back_rest();
+        self.channels.take().map_or(Ok(()), |channels| channels.close(&self.counters))?;
+        self.sink.memory().preallocation().give_back_rest();
         Ok(())
     }
 
@@ -144,7 +156,7 @@ impl RamLoad {
     /// its first round; a stream that lost some on the way would otherwise run with what was here before.
     pub(crate) fn check_whole(&self) -> Result<(), LoadFault> {
         for (id, block) in self.ram.iter() {
-            let received = self.sink.received().block(id);
+            let received = self.sink.memory().received().block(id);
             let missing = received.pages().0 - received.count().0;
             if missing > 0 {
                 let first = (0..received.pages().0).map(PageIndex).find(|page| !received.is_received(*page));
@@ -184,27 +196,10 @@ impl RamLoad {
     /// The page that a record speaks of.
     #[inline]
     fn locate(&mut self, address: PageAddress) -> Result<(BlockId, PageIndex), LoadFault> {
-        let block = match (address.block, self.block) {
-            (BlockUse::Continued, Some(block)) => block,
-            _ => self.look_up_block()?,
-        };
-        let length = self.ram.layout().block(block).length;
-        if address.offset >= length.0 {
-            let name = self.ram.layout().block(block).name.as_str().to_owned();
-            return Err(LoadFault::PageOutside { name, offset: address.offset, length });
-        }
-        Ok((block, PageIndex::containing(address.offset)))
-    }
-
-    fn look_up_block(&mut self) -> Result<BlockId, LoadFault> {
         if !self.agreed {
             return Err(LoadFault::PageBeforeSetup);
         }
-        let name = self.decoder.block_name().expect("a page record has or continues a block");
-        let block =
-            self.ram.layout().find(name).ok_or_else(|| LoadFault::UnknownBlock { name: name.to_owned() })?;
-        self.block = Some(block);
-        Ok(block)
+        self.locator.locate(address, &self.decoder, self.ram.layout())
     }
 
     fn load_delta(&mut self, block: BlockId, page: PageIndex, delta: &[u8]) -> Result<(), LoadFault> {

@@ -4,6 +4,7 @@ mod channels;
 mod counters;
 mod handler;
 mod load;
+mod locate;
 mod population;
 mod records;
 mod save;
@@ -11,4 +12,5 @@ mod xbzrle_cache;
 
 pub use counters::{RamCounters, RamStatistics};
 pub use handler::RamHandler;
-pub(crate) use load::RamLoad;
+pub(crate) use load::{PostcopyRam, RamArrivals, RamLoad};
+pub(crate) use save::UrgentPath;

@@ -1,5 +1,9 @@
 //! The sending half: dirty log in, page records out.
 
+mod postcopy;
+
+pub(crate) use postcopy::UrgentPath;
+
 use super::channels::{Channels, PACKET_PAGES};
 use super::counters::{RamCounters, add};
 use super::population::PopulationReport;
@@ -24,7 +28,7 @@ const BATCH_PAGES: PageCount = PageCount(256);
 pub(super) struct RamSave {
     ram: GuestRam,
     counters: Arc<RamCounters>,
-    owed: DirtyMap,
+    owed: Arc<DirtyMap>,
     scheduler: PageScheduler,
     encoder: RamEncoder,
     /// Whether the dirty log has been read yet.
@@ -66,7 +70,7 @@ impl RamSave {
         setup: &SaveSetup<'_>,
         counters: Arc<RamCounters>,
     ) -> Result<Self, SaveFault> {
-        let owed = DirtyMap::clean(ram.layout());
+        let owed = Arc::new(DirtyMap::clean(ram.layout()));
         owed.owe_all();
         log.start()?;
         // After the start: a page that is touched from now on is in the log.
@@ -252,6 +256,11 @@ impl RamSave {
                 self.encode(log, part)?;
             }
         }
+        self.send_records(out)
+    }
+
+    /// Sends the records of the batch, or collects them if they are small.
+    fn send_records(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
         if let Some(bytes) = self.records.without_pages() {
             out.buffer().extend_from_slice(bytes);
             return Ok(out.flush_if_full()?);

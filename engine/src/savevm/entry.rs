@@ -2,6 +2,7 @@
 
 use crate::error::{LoadFault, SaveFault};
 use crate::parameters::{Capabilities, Parameters};
+use crate::ram::RamHandler;
 use crate::stream::{StreamReader, StreamWriter};
 use limosa_multifd::{ReceiveConfig, ReceiveLink};
 use limosa_pages::ByteCount;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 /// State that leaves while the guest runs: RAM, block devices, dirty bitmaps.
 ///
+/// RAM alone goes on after the guest has moved (postcopy); every other entry is complete when it does.
 /// Nothing here has a default: an entry that forgot to be asked would lose state in silence. All calls come
 /// from the migration's coordinator (saving) or its reader (loading), one at a time. A body is written
 /// without header and footer; those are the list's.
@@ -32,9 +34,6 @@ pub trait LiveState: Send {
 
     /// Writes the body of the END section: everything that is pending. The guest is stopped.
     fn save_live_complete_precopy(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault>;
-
-    /// Whether the entry can go on after the guest has moved.
-    fn has_postcopy(&self) -> bool;
 
     /// Ends an outgoing migration, whatever became of it. The guest may be running.
     fn save_cleanup(&mut self) -> Result<(), SaveFault>;
@@ -174,6 +173,8 @@ pub struct SaveStateEntry {
 /// What stands behind an entry.
 pub(super) enum EntryState {
     Live(Box<dyn LiveState>),
+    /// A live entry too, and the only one with a postcopy half.
+    Ram(Box<RamHandler>),
     Device(Box<dyn Device>),
     Opaque(Opaque),
 }
@@ -203,7 +204,27 @@ impl Budget {
 impl SaveStateEntry {
     /// Whether the entry's state leaves while the guest runs.
     pub fn is_live(&self) -> bool {
-        matches!(self.state, EntryState::Live(_))
+        self.state.live().is_some()
+    }
+}
+
+impl EntryState {
+    /// The entry as live state, if it is that.
+    pub(super) fn live(&self) -> Option<&dyn LiveState> {
+        match self {
+            Self::Live(live) => Some(live.as_ref()),
+            Self::Ram(ram) => Some(ram.as_ref()),
+            Self::Device(_) | Self::Opaque(_) => None,
+        }
+    }
+
+    /// As [`Self::live`], to be called.
+    pub(super) fn live_mut(&mut self) -> Option<&mut dyn LiveState> {
+        match self {
+            Self::Live(live) => Some(live.as_mut()),
+            Self::Ram(ram) => Some(ram.as_mut()),
+            Self::Device(_) | Self::Opaque(_) => None,
+        }
     }
 }
 

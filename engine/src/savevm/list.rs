@@ -45,7 +45,7 @@ impl SaveVm {
     /// If there is RAM already.
     pub fn register_ram(&mut self, handler: RamHandler) {
         self.ram = Some(handler.counters());
-        self.register_live(RAM_IDSTR, 0, RAM_VERSION, Priority::Default, Box::new(handler));
+        self.register(RAM_IDSTR, 0, RAM_VERSION, Priority::Default, EntryState::Ram(Box::new(handler)));
     }
 
     /// Adds state that leaves while the guest runs.
@@ -84,6 +84,14 @@ impl SaveVm {
     /// As [`Self::register_live`].
     pub fn register_opaque(&mut self, idstr: &str, instance_id: u32, section: Opaque) {
         self.register(idstr, instance_id, section.version, Priority::Default, EntryState::Opaque(section));
+    }
+
+    /// The handler of the guest's RAM with its entry, if there is one.
+    pub(crate) fn ram_mut(&mut self) -> Option<(&EntryIdentity, &mut RamHandler)> {
+        self.entries.iter_mut().find_map(|entry| match &mut entry.state {
+            EntryState::Ram(ram) => Some((&entry.identity, ram.as_mut())),
+            _ => None,
+        })
     }
 
     /// What the RAM handler counts, if there is one.

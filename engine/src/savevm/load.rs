@@ -1,6 +1,6 @@
 //! The destination's side of the list: which section is whose, and whether all came.
 
-use super::entry::{EntryState, LoadSetup, SaveStateEntry};
+use super::entry::{EntryState, LiveState, LoadSetup, SaveStateEntry};
 use super::list::SaveVm;
 use crate::error::{LoadFault, Place};
 use crate::stream::StreamReader;
@@ -19,7 +19,7 @@ impl SaveVm {
     /// Prepares every live entry.
     pub(crate) fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), (Place, LoadFault)> {
         for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state {
+            if let Some(live) = entry.state.live_mut() {
                 live.load_setup(setup).map_err(|fault| (entry.place(), fault))?;
             }
         }
@@ -39,7 +39,9 @@ impl SaveVm {
         let entry = self.entry(position);
         let version = entry.identity.version_id;
         match (&entry.state, header.kind) {
-            (EntryState::Live(_), StartKind::Start) => check_version(header.version_id, version, version)?,
+            (EntryState::Live(_) | EntryState::Ram(_), StartKind::Start) => {
+                check_version(header.version_id, version, version)?
+            }
             (EntryState::Device(device), StartKind::Full) => {
                 check_version(header.version_id, device.minimum_version(), device.version())?;
             }
@@ -62,6 +64,7 @@ impl SaveVm {
         let position = *progress.sections.get(&id).ok_or(LoadFault::UnknownSectionId { id: id.0 })?;
         match &mut self.entry_mut(position).state {
             EntryState::Live(live) => live.load_state(input),
+            EntryState::Ram(ram) => ram.load_state(input),
             EntryState::Device(device) => Ok(device.load(version, input)?),
             EntryState::Opaque(_) => unreachable!("open refuses sections of opaque entries"),
         }
@@ -75,9 +78,36 @@ impl SaveVm {
     /// Checks that nothing is missing: every live entry came and is whole, and so did every device that is worth a
     /// section in the state that it has now. That live entries came to their end is the machine's affair.
     pub(crate) fn check_complete(&mut self, progress: &LoadProgress) -> Result<(), (Place, LoadFault)> {
+        self.check_all_came(progress)?;
+        for entry in self.entries_mut() {
+            if let Some(live) = entry.state.live_mut() {
+                live.load_complete().map_err(|fault| (entry.place(), fault))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::check_complete`], of everything but RAM, whose pages follow.
+    pub(crate) fn check_devices(&mut self, progress: &LoadProgress) -> Result<(), (Place, LoadFault)> {
+        self.check_all_came(progress)?;
+        for entry in self.entries_mut() {
+            if let EntryState::Live(live) = &mut entry.state {
+                live.load_complete().map_err(|fault| (entry.place(), fault))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sender's number for the section of RAM, if it has come.
+    pub(crate) fn ram_section(&self, progress: &LoadProgress) -> Option<SectionId> {
+        let is_ram = |position: usize| matches!(self.entry(position).state, EntryState::Ram(_));
+        progress.sections.iter().find_map(|(id, position)| is_ram(*position).then_some(*id))
+    }
+
+    fn check_all_came(&self, progress: &LoadProgress) -> Result<(), (Place, LoadFault)> {
         for (position, entry) in self.entries().enumerate() {
             let expected = match &entry.state {
-                EntryState::Live(_) => true,
+                EntryState::Live(_) | EntryState::Ram(_) => true,
                 EntryState::Device(device) => device.needed(),
                 EntryState::Opaque(_) => false,
             };
@@ -87,11 +117,6 @@ impl SaveVm {
                 return Err((Place::End, LoadFault::Missing { idstr, instance_id }));
             }
         }
-        for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state {
-                live.load_complete().map_err(|fault| (entry.place(), fault))?;
-            }
-        }
         Ok(())
     }
 
@@ -99,7 +124,7 @@ impl SaveVm {
     pub(crate) fn load_cleanup(&mut self) -> Result<(), (Place, LoadFault)> {
         let mut first = Ok(());
         for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state
+            if let Some(live) = entry.state.live_mut()
                 && let Err(fault) = live.load_cleanup()
             {
                 first = first.and(Err((entry.place(), fault)));
@@ -134,7 +159,7 @@ fn kind_name(kind: StartKind) -> &'static str {
 impl EntryState {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Live(_) => "live state",
+            Self::Live(_) | Self::Ram(_) => "live state",
             Self::Device(_) => "a device",
             Self::Opaque(_) => "nothing, because it is kept for sending only",
         }

@@ -8,6 +8,7 @@
 mod entry;
 mod list;
 mod load;
+mod postcopy;
 mod save;
 
 pub use entry::{

@@ -32,10 +32,8 @@ impl SaveVm {
 
     /// What all live entries have pending.
     pub fn state_pending(&self) -> ByteCount {
-        let pending = |entry: &SaveStateEntry| match &entry.state {
-            EntryState::Live(live) => live.state_pending(),
-            EntryState::Device(_) | EntryState::Opaque(_) => ByteCount(0),
-        };
+        let pending =
+            |entry: &SaveStateEntry| entry.state.live().map_or(ByteCount(0), LiveState::state_pending);
         self.entries().map(pending).sum()
     }
 
@@ -62,7 +60,7 @@ impl SaveVm {
     /// Tells every live entry that the guest was stopped for good, or runs here again.
     pub fn switchover(&mut self, change: Switchover) {
         for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state {
+            if let Some(live) = entry.state.live_mut() {
                 live.switchover(change);
             }
         }
@@ -107,7 +105,7 @@ impl SaveVm {
     pub fn save_cleanup(&mut self) -> Result<(), SaveError> {
         let mut first = Ok(());
         for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state
+            if let Some(live) = entry.state.live_mut()
                 && let Err(source) = live.save_cleanup()
             {
                 first = first.and(Err(SaveError::new(&entry.identity, SavePhase::Cleanup, source)));
@@ -122,8 +120,8 @@ impl SaveVm {
         mut walk: impl FnMut(&EntryIdentity, &mut dyn LiveState) -> Result<(), SaveFault>,
     ) -> Result<(), SaveError> {
         for entry in self.entries_mut() {
-            if let EntryState::Live(live) = &mut entry.state {
-                walk(&entry.identity, live.as_mut())
+            if let Some(live) = entry.state.live_mut() {
+                walk(&entry.identity, live)
                     .map_err(|source| SaveError::new(&entry.identity, phase, source))?;
             }
         }
@@ -138,7 +136,7 @@ fn save_device(
 ) -> Result<(), SaveFault> {
     let identity = &entry.identity;
     let (body, described) = match &mut entry.state {
-        EntryState::Live(_) => return Ok(()),
+        EntryState::Live(_) | EntryState::Ram(_) => return Ok(()),
         EntryState::Device(device) if !device.needed() => return Ok(()),
         EntryState::Device(device) => {
             let saved = device.save()?;

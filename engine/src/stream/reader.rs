@@ -13,9 +13,10 @@ const READ_SIZE: usize = 1 << 20;
 /// 64 MiB in the decoder), and some room for its frame.
 const ITEM_MAX: usize = (64 << 20) + READ_SIZE;
 
-/// Reads a stream from a link and knows how far it has come.
+/// Reads a stream from a link, or from memory, and knows how far it has come.
 pub struct StreamReader {
-    link: LinkReader,
+    /// `None` if all there will be is in the buffer.
+    link: Option<LinkReader>,
     buffer: Vec<u8>,
     read_size: usize,
     start: usize,
@@ -31,7 +32,24 @@ impl StreamReader {
 
     /// A reader of small messages, which asks the kernel for `read_size` bytes at a time.
     pub(crate) fn with_read_size(link: LinkReader, read_size: usize) -> Self {
-        Self { link, buffer: vec![0; 2 * read_size], read_size, start: 0, end: 0, consumed: 0 }
+        let buffer = vec![0; 2 * read_size];
+        Self { link: Some(link), buffer, read_size, start: 0, end: 0, consumed: 0 }
+    }
+
+    /// A reader of a stream that has arrived already: the package of postcopy (wire 2.1).
+    pub(crate) fn of_package(package: Vec<u8>) -> Self {
+        let end = package.len();
+        Self { link: None, buffer: package, read_size: 0, start: 0, end, consumed: 0 }
+    }
+
+    /// The next `count` bytes in memory of their own. It grows with what arrives, not with what was announced.
+    pub(crate) fn take_package(&mut self, count: usize) -> Result<Vec<u8>, LoadFault> {
+        let mut package = Vec::new();
+        while package.len() < count {
+            let piece = (count - package.len()).min(READ_SIZE);
+            package.extend_from_slice(self.take(piece)?);
+        }
+        Ok(package)
     }
 
     /// Bytes consumed since the beginning of the stream.
@@ -81,10 +99,7 @@ impl StreamReader {
     /// # Errors
     /// If the link fails, or the buffer has reached its limit.
     pub fn wait_for_more(&mut self) -> Result<bool, LoadFault> {
-        self.make_room(self.end - self.start + 1)?;
-        let count = self.link.read_some(&mut self.buffer[self.end..])?;
-        self.end += count;
-        Ok(count > 0)
+        Ok(self.receive(self.end - self.start + 1)? > 0)
     }
 
     /// Marks `count` buffered bytes as consumed.
@@ -98,22 +113,33 @@ impl StreamReader {
     }
 
     /// Gives the link back; buffered bytes are dropped.
+    ///
+    /// # Panics
+    /// If the stream is a package.
     pub fn into_link(self) -> LinkReader {
-        self.link
+        self.link.expect("a package comes from no link")
     }
 
     /// Reads until `total` bytes are buffered.
     fn fill(&mut self, total: usize) -> Result<(), LoadFault> {
         while self.end - self.start < total {
             let have = self.end - self.start;
-            self.make_room(total)?;
-            let count = self.link.read_some(&mut self.buffer[self.end..])?;
-            if count == 0 {
+            if self.receive(total)? == 0 {
                 return Err(LoadFault::Ended { wanted: total - have });
             }
-            self.end += count;
         }
         Ok(())
+    }
+
+    /// Receives what has come, with room for `total` unconsumed bytes; 0 at the end.
+    fn receive(&mut self, total: usize) -> Result<usize, LoadFault> {
+        if self.link.is_some() {
+            self.make_room(total)?;
+        }
+        let Some(link) = &mut self.link else { return Ok(0) };
+        let count = link.read_some(&mut self.buffer[self.end..])?;
+        self.end += count;
+        Ok(count)
     }
 
     /// Makes the buffer able to hold `total` unconsumed bytes with free space behind them.
@@ -166,5 +192,27 @@ fn input_error(fault: LoadFault) -> InputError {
     match fault {
         LoadFault::Ended { wanted } => InputError::Ended { missing: wanted },
         fault => InputError::Failed(Box::new(fault)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_ends_where_its_bytes_do() {
+        let mut package = StreamReader::of_package(b"abc".to_vec());
+        assert_eq!(package.take(2).unwrap(), b"ab");
+        assert!(matches!(package.take(4), Err(LoadFault::Ended { wanted: 3 })));
+        assert!(!package.wait_for_more().unwrap());
+        assert_eq!(package.take(1).unwrap(), b"c");
+        assert_eq!(package.offset(), 3);
+    }
+
+    #[test]
+    fn a_package_is_taken_out_of_its_stream_whole_or_not_at_all() {
+        let mut stream = StreamReader::of_package(vec![7; READ_SIZE + 3]);
+        assert_eq!(stream.take_package(READ_SIZE + 2).unwrap(), vec![7; READ_SIZE + 2]);
+        assert!(matches!(stream.take_package(2), Err(LoadFault::Ended { wanted: 1 })));
     }
 }

@@ -77,6 +77,12 @@ impl StreamWriter {
         ByteCount(self.link.queued_bytes())
     }
 
+    /// Goes on over another link. What was collected for the old one is gone (invariant I8); the count goes on.
+    pub(crate) fn replace_link(&mut self, link: LinkWriter) {
+        self.buffer.clear();
+        self.link = link;
+    }
+
     /// Gives the link back; collected bytes are dropped.
     pub fn into_link(self) -> LinkWriter {
         self.link

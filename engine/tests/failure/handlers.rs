@@ -106,10 +106,6 @@ impl LiveState for Disk {
         self.save(Step::Complete)
     }
 
-    fn has_postcopy(&self) -> bool {
-        false
-    }
-
     fn save_cleanup(&mut self) -> Result<(), SaveFault> {
         self.pending = false;
         self.save(Step::SaveCleanup)

@@ -1,6 +1,8 @@
 //! A guest made of one thread and a few devices, small enough to be compared byte by byte.
 #![allow(dead_code, reason = "each test binary uses the parts that it needs")]
 
+pub(crate) mod memory;
+
 use limosa_engine::{
     IncomingReport, MigrationStatus, Observer, OutgoingReport, Priority, RamHandler, RunState, SaveVm, Vm,
     VmError,
@@ -215,7 +217,7 @@ fn spawn_writer(
                 counter.writes += 1;
                 counter.tag = counter.writes.to_le_bytes();
                 let offset = page * PAGE_BYTES as u64 + (noise >> 20) % 512 * 8;
-                ram.block(BlockId(0)).copy_in(offset, &counter.writes.to_le_bytes());
+                memory::write_word(&ram, BlockId(0), offset, counter.writes.to_le());
                 // After the write, as a log that misses nothing demands.
                 writes.mark(BlockId(0), offset, 8);
             }

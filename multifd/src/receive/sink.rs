@@ -3,6 +3,7 @@
 use limosa_pages::{BlockId, BlockName, DirtyMap, PAGE_BYTES, PageRun, ReceivedMap};
 use limosa_ram::{GuestRam, Populated, Preallocation};
 use std::io;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Where received pages go. All channels use one sink at the same time, each for other pages.
@@ -43,7 +44,7 @@ pub struct PlaceError {
 /// A sink for a guest that does not run yet: what is in its memory is visible.
 pub struct RamSink {
     ram: GuestRam,
-    received: ReceivedMap,
+    received: Arc<ReceivedMap>,
     /// A bit for each page that had memory behind it at the start; the others are zero until received.
     populated: DirtyMap,
     preallocation: Preallocation,
@@ -58,7 +59,7 @@ impl RamSink {
             now.owe_into(map);
         }
         let preallocation = Preallocation::new(ram.clone(), &now);
-        Self { received: ReceivedMap::empty(ram.layout()), populated, preallocation, ram }
+        Self { received: Arc::new(ReceivedMap::empty(ram.layout())), populated, preallocation, ram }
     }
 
     /// What gives memory to pages before their content; it can be told what the source has.
@@ -66,8 +67,8 @@ impl RamSink {
         &self.preallocation
     }
 
-    /// What is received.
-    pub fn received(&self) -> &ReceivedMap {
+    /// What is received. It may be kept when the guest runs and its pages go elsewhere.
+    pub fn received(&self) -> &Arc<ReceivedMap> {
         &self.received
     }
 }

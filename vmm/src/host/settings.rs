@@ -97,6 +97,7 @@ impl Settings {
             multifd_codec,
             zero_page_detection,
             max_postcopy_bandwidth,
+            postcopy_auto: _,
         } = &self.parameters;
         MigrationParameters {
             max_bandwidth: Some(max_bandwidth.map_or(0, |bytes| bytes.0)),

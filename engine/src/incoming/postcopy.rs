@@ -1,0 +1,318 @@
+//! The destination in postcopy: what the coordinator owns beside the list, and how it pauses and goes on.
+
+use super::DRAIN_TIME;
+use super::main_reader::{Feed, MainReader};
+use crate::error::{LoadFault, loss_reason};
+use crate::ram::PostcopyRam;
+use crate::stream::StreamReader;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use limosa_pages::{BlockName, PageCount};
+use limosa_postcopy::{
+    FaultReport, FaultThread, PostcopyStatistics, PreemptError, PreemptReceiver, UffdSink,
+};
+use limosa_protocol::{DestinationEvent, KernelThread, LinkRole, Loss, LossReason, PostcopyStream};
+use limosa_transport::{Link, LinkReader, LinkWriter, Listener, Role, ShutdownHandle};
+use limosa_wire::{ReturnMessage, SectionId, StreamDecoder};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What may wait for the coordinator. Each thread says little: a command, its end.
+const INBOX: usize = 64;
+
+/// How long the source may take to connect the channel for urgent pages. It does so before it sends what makes us wait.
+const PREEMPT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the last pages may take after the end of the stream: those that are still on the channel for urgent pages.
+const LAST_PAGES: Duration = Duration::from_secs(10);
+
+/// How often is looked whether they have come. At the end of a migration nobody else waits for the coordinator.
+const LAST_PAGES_LOOK: Duration = Duration::from_millis(1);
+
+/// What the threads beside the coordinator, and the operator, say to it.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// For the machine.
+    Event(DestinationEvent),
+    /// For the machine, with what lies behind it.
+    Failed(DestinationEvent, LoadFault),
+    /// A source has connected to a listener of a recovery.
+    Connected(Listener, Link),
+    /// The operator wants it to listen for a recovery.
+    Recover(Listener),
+}
+
+/// Both ends of the inbox, made before there is postcopy.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub(super) say: Sender<Said>,
+    pub(super) said: Receiver<Said>,
+}
+
+/// How the operator wants his guest to come in postcopy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IncomingPostcopy {
+    /// Pages that a vCPU waits for come on a connection of their own (capability `postcopy-preempt`).
+    pub preempt: bool,
+}
+
+/// What is needed to go on with the guest's memory once the guest may run.
+pub(super) struct Postcopy {
+    ram: PostcopyRam,
+    /// The section that the pages come in.
+    section: SectionId,
+    faults: FaultThread,
+    connection: Option<Connection>,
+    /// Maps what has come before the guest touches it.
+    mapper: Option<JoinHandle<()>>,
+    /// Waits for a recovery.
+    acceptor: Option<ShutdownHandle>,
+    inbox: Inbox,
+    /// Bytes of the present connection.
+    received: Arc<AtomicU64>,
+    preempt: bool,
+}
+
+/// One connection, and its threads.
+struct Connection {
+    main: ShutdownHandle,
+    reader: JoinHandle<StreamReader>,
+    preempt: Option<PreemptReceiver>,
+    /// Where its other links come from.
+    listener: Option<Listener>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        let (say, said) = crossbeam_channel::bounded(INBOX);
+        Self { say, said }
+    }
+}
+
+impl Postcopy {
+    /// Watches for faults, and asks for nothing before there is a connection.
+    pub(super) fn listen(
+        ram: PostcopyRam,
+        section: SectionId,
+        preempt: bool,
+        inbox: Inbox,
+        received: Arc<AtomicU64>,
+        vcpus: &[KernelThread],
+    ) -> Result<Self, LoadFault> {
+        let sink = Arc::clone(ram.sink());
+        sink.watch_threads(vcpus);
+        let say = inbox.say.clone();
+        let report = move |report| drop(say.send(of_fault_thread(report)));
+        let faults = FaultThread::start(Arc::clone(&sink), report)?;
+        let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
+        Ok(Self { ram, section, faults, connection: None, mapper, acceptor: None, inbox, received, preempt })
+    }
+
+    /// Where pages go, for the figures.
+    pub(super) fn sink(&self) -> &Arc<UffdSink> {
+        self.ram.sink()
+    }
+
+    /// Takes a connection over: `feed` is read by a thread of its own, and requests go out on `answers`.
+    pub(super) fn connect(
+        &mut self,
+        main: ShutdownHandle,
+        feed: Feed,
+        order: PostcopyStream,
+        answers: LinkWriter,
+        listener: Option<Listener>,
+    ) -> Result<(), LoadFault> {
+        self.faults.connect(answers).map_err(|_| LoadFault::NoFaultThread)?;
+        let reader = MainReader {
+            feed,
+            order,
+            arrivals: self.ram.arrivals(),
+            ram: self.section,
+            say: self.inbox.say.clone(),
+            received: Arc::clone(&self.received),
+        };
+        let reader = reader.start().map_err(LoadFault::Thread)?;
+        self.connection = Some(Connection { main, reader, preempt: None, listener });
+        Ok(())
+    }
+
+    /// Takes the connection for urgent pages, where there is to be one, and asks for all that is missed.
+    pub(super) fn ask(&mut self) -> Result<(), LoadFault> {
+        let connection = self.connection.as_mut().expect("asked while connected");
+        if self.preempt {
+            let listener = connection.listener.as_mut().ok_or(LoadFault::SingleConnection)?;
+            let mut link = listener.accept(Some(Instant::now() + PREEMPT_PATIENCE))?;
+            link.set_role(Role::Preempt);
+            let say = self.inbox.say.clone();
+            let ended = move |outcome| match outcome {
+                // The source has no more on it. What is missing then is told by what follows on the main link.
+                Ok(()) => {}
+                Err(error) => drop(say.send(of_preempt(error))),
+            };
+            let (reader, _) = link.split();
+            connection.preempt = Some(PreemptReceiver::start(reader, Arc::clone(self.ram.sink()), ended)?);
+        }
+        self.faults.ask().map_err(|_| LoadFault::NoFaultThread)
+    }
+
+    /// Says something to the source, behind what was said before.
+    pub(super) fn send(&self, message: ReturnMessage) -> Result<(), LoadFault> {
+        self.faults.send(message).map_err(|_| LoadFault::NoFaultThread)
+    }
+
+    /// Tells the source what is here of a block.
+    pub(super) fn send_bitmap(&self, block: &BlockName) -> Result<(), LoadFault> {
+        let unknown = || LoadFault::UnknownBlock { name: block.as_str().to_owned() };
+        self.send(ReturnMessage::RecvBitmap(self.ram.received_pages(block).ok_or_else(unknown)?))
+    }
+
+    /// What was said next, if anything is within `patience`; `None` waits for ever.
+    pub(super) fn hear(&self, patience: Option<Duration>) -> Option<Said> {
+        match patience {
+            None => Some(self.inbox.said.recv().expect("the other end is here too")),
+            Some(patience) => match self.inbox.said.recv_timeout(patience) {
+                Ok(said) => Some(said),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the other end is here too"),
+            },
+        }
+    }
+
+    /// Waits for the pages that are still under way; what else is said meanwhile comes first.
+    pub(super) fn await_pages(&self) -> Said {
+        let deadline = Instant::now() + LAST_PAGES;
+        loop {
+            match self.ram.missing() {
+                PageCount(0) => return Said::Event(DestinationEvent::AllReceived),
+                pages if Instant::now() >= deadline => {
+                    return Said::Event(DestinationEvent::PagesMissing { pages });
+                }
+                _ => {}
+            }
+            if let Some(said) = self.hear(Some(LAST_PAGES_LOOK)) {
+                return said;
+            }
+        }
+    }
+
+    /// Ends the connection and all threads that read from it, and forgets what they have said (I8).
+    pub(super) fn pause(&mut self) {
+        // One that has ended is told of by its report.
+        let _ = self.faults.disconnect();
+        if let Some(connection) = self.connection.take() {
+            connection.end();
+        }
+        self.ram.sink().forget_unfinished();
+        let orders = |said: &Said| matches!(said, Said::Recover(_) | Said::Connected(..));
+        let kept: Vec<Said> = self.inbox.said.try_iter().filter(orders).collect();
+        for order in kept {
+            // There is room for what has just come out.
+            drop(self.inbox.say.try_send(order));
+        }
+    }
+
+    /// Waits at `listener` for the source to come back; an earlier wait ends.
+    pub(super) fn await_source(&mut self, listener: Listener) -> Result<(), LoadFault> {
+        self.stop_accepting();
+        self.acceptor = Some(listener.shutdown_handle());
+        let say = self.inbox.say.clone();
+        let accept = move || {
+            // Without a connection the operator says where to listen next.
+            if let Ok(link) = listener.accept(None) {
+                drop(say.send(Said::Connected(listener, link)));
+            }
+        };
+        Builder::new().name("postcopy-recovery".to_owned()).spawn(accept).map_err(LoadFault::Thread)?;
+        Ok(())
+    }
+
+    /// A source has come back: its connection is read from here on, without a header (wire 5.9).
+    pub(super) fn reconnect(
+        &mut self,
+        listener: Listener,
+        link: Link,
+        order: PostcopyStream,
+    ) -> Result<(), LoadFault> {
+        self.acceptor = None;
+        let main = link.shutdown_handle();
+        let (reader, writer) = link.split();
+        let feed = Feed { stream: StreamDecoder::without_header(), input: StreamReader::new(reader) };
+        self.connect(main, feed, order, writer, Some(listener))
+    }
+
+    /// Ends everything, behind what was ordered to be said; the connection comes back, to be closed with manners.
+    pub(super) fn finish(mut self) -> Finished {
+        self.stop_accepting();
+        let answers = self.faults.stop().ok().flatten();
+        let mut main = None;
+        if let Some(Connection { main: link, reader, preempt, .. }) = self.connection {
+            drop(preempt);
+            // One that still reads takes what the source sends: unread bytes would destroy our last word (wire 2.3).
+            let deadline = Instant::now() + DRAIN_TIME;
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LAST_PAGES_LOOK);
+            }
+            if !reader.is_finished() {
+                link.shutdown();
+            }
+            main = reader.join().ok().map(StreamReader::into_link);
+        }
+        if self.ram.missing() == PageCount(0) {
+            // Unwatched by being dropped otherwise.
+            let _ = self.ram.sink().end();
+        }
+        if let Some(mapper) = self.mapper {
+            let _ = mapper.join();
+        }
+        Finished { statistics: self.ram.sink().statistics(), main, answers }
+    }
+
+    fn stop_accepting(&mut self) {
+        if let Some(listener) = self.acceptor.take() {
+            listener.shutdown();
+        }
+    }
+}
+
+/// What is left of a postcopy.
+pub(super) struct Finished {
+    pub(super) statistics: PostcopyStatistics,
+    pub(super) main: Option<LinkReader>,
+    pub(super) answers: Option<LinkWriter>,
+}
+
+impl Connection {
+    /// Shuts all its links down, and waits for its threads.
+    fn end(self) {
+        self.main.shutdown();
+        drop(self.preempt);
+        drop(self.reader.join()); // A panic has closed nothing that is still needed.
+    }
+}
+
+fn start_mapper(sink: Arc<UffdSink>) -> io::Result<JoinHandle<()>> {
+    // A page that cannot be mapped ahead is mapped, or fails, when the guest touches it.
+    Builder::new().name("postcopy-map".to_owned()).spawn(move || drop(sink.map_received()))
+}
+
+fn of_fault_thread(report: FaultReport) -> Said {
+    match report {
+        FaultReport::Lost(error) => {
+            let loss = Loss { role: LinkRole::ReturnPath, reason: loss_reason(&error) };
+            Said::Failed(DestinationEvent::Lost(loss), error.into())
+        }
+        FaultReport::Failed(failure) => {
+            Said::Failed(DestinationEvent::LoadFailed { section: None }, failure.into())
+        }
+    }
+}
+
+fn of_preempt(error: PreemptError) -> Said {
+    let reason = match &error {
+        PreemptError::Transport(error) => loss_reason(error),
+        _ => LossReason::Unreadable,
+    };
+    Said::Failed(DestinationEvent::Lost(Loss { role: LinkRole::Preempt, reason }), error.into())
+}

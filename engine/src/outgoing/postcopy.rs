@@ -1,0 +1,134 @@
+//! What the machine asks for on the way to postcopy and in it: discards, the package, the push.
+
+use super::steps::{StepError, Steps};
+use crate::error::{SaveError, SaveFault};
+use crate::ram::UrgentPath;
+use crate::savevm::Budget;
+use crate::vmdescription::VmDescription;
+use limosa_pages::ByteCount;
+use limosa_protocol::{SourceEvent, SourceStep};
+use limosa_transport::{During, Failure, LinkWriter, Role, TransportError};
+use limosa_wire::{Command, MAX_PACKAGE_BYTES, encode};
+use std::time::{Duration, Instant};
+
+/// How often the queue of the preempt channel is looked at while it drains. It is short: requests come one at a time.
+const DRAIN_LOOK: Duration = Duration::from_micros(200);
+
+/// What only a migration has that may go on in postcopy.
+#[derive(Default)]
+pub(super) struct Following {
+    /// Built and not yet sent.
+    package: Vec<u8>,
+    /// Connected, and not yet handed to whoever serves requests.
+    preempt: Option<LinkWriter>,
+    /// From when the package leaves.
+    path: Option<UrgentPath>,
+}
+
+impl Steps {
+    /// Everything but RAM is complete, and nothing of RAM is in flight.
+    pub(super) fn complete_for_postcopy(&mut self) -> Result<(), SaveError> {
+        self.announce_switchover();
+        self.savevm.save_live_complete_for_postcopy(&mut self.out)?;
+        self.savevm.bring_into_line(&mut self.out)?;
+        self.end_rounds();
+        Ok(())
+    }
+
+    /// Builds what the destination needs to run the guest: LISTEN, its devices, RUN (wire 5.4).
+    pub(super) fn package_devices(&mut self, ping: u32) -> Result<SourceEvent, StepError> {
+        let mut package = Vec::new();
+        Command::PostcopyListen.encode(&mut package);
+        let mut description = VmDescription::new(self.savevm.configuration());
+        self.note_run_state();
+        self.savevm
+            .save_devices(&mut package, &mut description)
+            .map_err(StepError::save(SourceStep::PackageDevices))?;
+        Command::Ping(ping).encode(&mut package);
+        Command::PostcopyRun.encode(&mut package);
+        let size = ByteCount(package.len() as u64);
+        if size.0 > u64::from(MAX_PACKAGE_BYTES) {
+            let limit = ByteCount(u64::from(MAX_PACKAGE_BYTES));
+            return Err(StepError::Handler(
+                SourceStep::PackageDevices,
+                Box::new(SaveFault::PackageTooLong { size, limit }),
+            ));
+        }
+        self.following.package = package;
+        Ok(SourceEvent::DevicesPackaged { size })
+    }
+
+    /// The commit point. Requests may come from the moment in which LISTEN is read.
+    pub(super) fn send_package(&mut self) {
+        self.let_guest_go();
+        let (ram, owed) = self.savevm.begin_postcopy().expect("postcopy is refused to a guest without RAM");
+        let preempt = self.following.preempt.take();
+        self.following.path = Some(self.urgent.begin(ram, owed, preempt));
+        let package = std::mem::take(&mut self.following.package);
+        Command::Packaged { length: package.len() as u32 }.encode(self.out.buffer());
+        self.out.buffer().extend_from_slice(&package);
+    }
+
+    /// Writes a slice of what is owed.
+    pub(super) fn push(&mut self, max_bytes: ByteCount, max_time: Duration) -> Result<(), SaveError> {
+        let path = self.following.path.as_ref().expect("the package has left");
+        let mut budget = Budget::new(max_bytes, max_time, Instant::now());
+        self.savevm.push(path, &mut self.out, &mut budget)
+    }
+
+    /// Writes pages that somebody waits for, while the push rests.
+    pub(super) fn save_requested(&mut self) -> Result<(), StepError> {
+        let Some(path) = &self.following.path else { return Ok(()) };
+        self.savevm.save_requested(path, &mut self.out).map_err(StepError::save(SourceStep::Push))?;
+        self.flush()
+    }
+
+    /// Writes the end: no vmdescription follows (wire 5.4).
+    pub(super) fn complete_postcopy(&mut self) -> Result<(), SaveError> {
+        self.savevm.save_live_complete_postcopy(&mut self.out)?;
+        encode::end_of_stream(self.out.buffer());
+        Ok(())
+    }
+
+    /// Connects the link for pages that somebody waits for.
+    pub(super) fn open_preempt(&mut self) -> Result<SourceEvent, StepError> {
+        let link = self.dialer.connect(Role::Preempt).map_err(StepError::preempt)?;
+        self.links.add(link.shutdown_handle());
+        // Nothing ever comes back on it; its reading half is dropped and the socket stays.
+        let (_, mut writer) = link.split();
+        writer.set_deadline(Some(self.config.write_deadline)).map_err(StepError::preempt)?;
+        self.following.preempt = Some(writer);
+        Ok(SourceEvent::PreemptOpened)
+    }
+
+    /// Serves requests over a new connection.
+    pub(super) fn serve_again(&mut self) {
+        let preempt = self.following.preempt.take();
+        self.urgent.resume(preempt);
+    }
+
+    /// Waits until the pages that somebody has asked for have arrived, as far as our kernel knows.
+    pub(super) fn drain_urgent(&self) -> Result<(), StepError> {
+        let deadline = Instant::now() + self.config.write_deadline;
+        while self.urgent.queued() > ByteCount(0) {
+            if Instant::now() >= deadline {
+                let failure = Failure::TimedOut { after: self.config.write_deadline };
+                let during = During::Write;
+                return Err(StepError::preempt(TransportError { role: Role::Preempt, during, failure }));
+            }
+            std::thread::sleep(DRAIN_LOOK);
+        }
+        Ok(())
+    }
+
+    /// Ends the connection and everything that was sent or served over it.
+    pub(super) fn silence(&mut self) {
+        // The links first: whoever serves may be blocked in one.
+        self.links.stop();
+        if let Some(path) = &self.following.path {
+            self.urgent.pause(path);
+        }
+        self.following.preempt = None;
+        self.savevm.drop_channels();
+    }
+}

@@ -1,0 +1,191 @@
+//! The sending half once the guest has moved: what is stale there, and the pages that are still here.
+//!
+//! What is owed is shared with whoever serves requests: both claim pages from one bitmap, so each leaves once (I1, I4).
+
+use super::super::counters::add;
+use super::{BATCH_PAGES, PACKET_PAGES, RamSave};
+use crate::error::SaveFault;
+use crate::stream::StreamWriter;
+use crossbeam_channel::Receiver;
+use limosa_pages::{
+    BlockId, ByteCount, DirtyMap, PageCount, PageIndex, PageRun, PageSize, ReceivedMap, Urgency,
+};
+use limosa_postcopy::{FaultHint, UrgentPages};
+use limosa_wire::{Command, DiscardRange, MAX_DISCARD_RANGES};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Pages of a bite of the push where urgent pages leave on the same connection: 16 x 4 KiB = 64 KiB. At 1 GB/s that is
+/// 66 microseconds, which is what a fault takes anyway; larger bites push a little faster and delay every fault.
+const BITE_PAGES: PageCount = PageCount(16);
+
+/// How pages leave that somebody waits for, as far as the push must know.
+#[derive(Debug)]
+pub(crate) struct UrgentPath {
+    /// Where the guest faulted last.
+    pub(crate) hint: Arc<FaultHint>,
+    /// Claimed pages to be sent on the main channel; `None` if they have one of their own.
+    pub(crate) claimed: Option<Receiver<UrgentPages>>,
+}
+
+impl RamSave {
+    /// Brings the multifd channels into line, where there are any: the body of a section (wire 12).
+    pub(in crate::ram) fn write_barrier(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        if let Some(channels) = &mut self.channels {
+            channels.end_round(&mut self.encoder, out, &self.counters)?;
+        }
+        self.write_end(out)
+    }
+
+    /// Whether pages are on the channels behind the last barrier.
+    pub(in crate::ram) fn is_racing(&self) -> bool {
+        self.channels.as_ref().is_some_and(|channels| !channels.are_in_line())
+    }
+
+    /// Appends commands that take back every page that is owed, at least one (wire 5.3, 5.4). A huge page with one
+    /// stale page in it is stale as a whole.
+    pub(in crate::ram) fn write_discards(&mut self, out: &mut Vec<u8>) {
+        self.owe_whole_host_pages();
+        if self.owed.count() == PageCount(0) {
+            // A QEMU does not run the guest without one (wire 5.3). The page that it names is sent again.
+            let host_page = self.ram.layout().block(BlockId(0)).page_size.target_pages();
+            self.owed.block(BlockId(0)).mark(PageRun::new(PageIndex(0), host_page));
+        }
+        for (id, block) in self.ram.iter() {
+            let runs = owed_runs(&self.owed, id);
+            for runs in runs.chunks(MAX_DISCARD_RANGES) {
+                let range = |run: &PageRun| DiscardRange { start: run.byte_offset(), length: run.bytes().0 };
+                let ranges = runs.iter().map(range).collect();
+                Command::PostcopyRamDiscard { block: block.name().clone(), ranges }.encode(out);
+            }
+        }
+        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+    }
+
+    /// The guest has moved: records name their block anew, and each page leaves whole and once (wire 5.6). Returns what
+    /// is owed, to be shared with whoever serves requests.
+    pub(in crate::ram) fn begin_postcopy(&mut self) -> Arc<DirtyMap> {
+        self.encoder.forget_block();
+        self.xbzrle = None;
+        Arc::clone(&self.owed)
+    }
+
+    /// Writes owed pages until none is left or `spent`, told the bytes of each bite, says that it is enough. Before
+    /// each bite come the pages that somebody waits for, and the push goes on where the guest faulted last.
+    pub(in crate::ram) fn push(
+        &mut self,
+        urgent: &UrgentPath,
+        out: &mut StreamWriter,
+        spent: impl FnMut(ByteCount) -> bool,
+    ) -> Result<(), SaveFault> {
+        let pushed = self.push_bites(urgent, out, spent);
+        // Others claim too, so that it cannot be reckoned.
+        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+        pushed
+    }
+
+    fn push_bites(
+        &mut self,
+        urgent: &UrgentPath,
+        out: &mut StreamWriter,
+        mut spent: impl FnMut(ByteCount) -> bool,
+    ) -> Result<(), SaveFault> {
+        loop {
+            let before = self.written(out);
+            self.write_requested(urgent, out)?;
+            if let Some((block, page)) = urgent.hint.take() {
+                self.scheduler.seek(block, page);
+            }
+            if !self.scheduler.next_batch(&self.owed, self.bite(urgent), &mut self.batch) {
+                return Ok(());
+            }
+            self.send_bite(out)?;
+            if spent(self.written(out) - before) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes the pages that somebody waits for, which are claimed already, and nothing else.
+    pub(in crate::ram) fn write_requested(
+        &mut self,
+        urgent: &UrgentPath,
+        out: &mut StreamWriter,
+    ) -> Result<(), SaveFault> {
+        let Some(claimed) = &urgent.claimed else { return Ok(()) };
+        while let Ok(UrgentPages { block, run }) = claimed.try_recv() {
+            self.batch.block = block;
+            self.batch.urgency = Urgency::Urgent;
+            self.batch.runs.clear();
+            self.batch.runs.push(run);
+            self.send_bite(out)?;
+            // Zero pages are small, and would wait for company.
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// After a loss, when nobody claims any more: owes exactly what the destination lacks (I1). The channels are gone
+    /// with the connection; what follows leaves on the main one.
+    pub(in crate::ram) fn owe_missing(&mut self, received: &ReceivedMap) {
+        self.owed.replace_with_missing(received);
+        self.owe_whole_host_pages();
+        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+        self.encoder.forget_block();
+    }
+
+    /// Ends the threads of the multifd channels, whose connections are lost.
+    pub(in crate::ram) fn drop_channels(&mut self) {
+        self.channels = None;
+    }
+
+    /// Owes the rest of every huge host page of which a part is owed: they are placed whole.
+    fn owe_whole_host_pages(&self) {
+        for (id, block) in self.ram.layout().iter().filter(|(_, block)| block.page_size > PageSize::FOUR_KIB)
+        {
+            self.owed.block(id).owe_whole(block.page_size);
+        }
+    }
+
+    /// Most pages of a bite. A huge page must leave in one piece (wire 5.6).
+    fn bite(&self, urgent: &UrgentPath) -> PageCount {
+        let host_page = self.ram.layout().iter().map(|(_, block)| block.page_size.target_pages()).max();
+        let most = match urgent.claimed {
+            _ if self.channels.is_some() => return PACKET_PAGES,
+            Some(_) => BITE_PAGES,
+            None => BATCH_PAGES,
+        };
+        most.max(host_page.unwrap_or(most))
+    }
+
+    /// Sends the claimed batch: on the channels if there are any and nobody waits for it.
+    fn send_bite(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        self.records.clear();
+        if self.batch.urgency == Urgency::Urgent {
+            add(&self.counters.requested, self.batch.pages().0);
+        } else if let Some(channels) = &mut self.channels {
+            channels.begin_packet(self.batch.block);
+            self.batch.runs.iter().for_each(|run| channels.add_content(*run));
+            return channels.submit(&self.counters);
+        }
+        let main_before = out.offset();
+        for index in 0..self.batch.runs.len() {
+            self.encode_plain(self.batch.runs[index]);
+        }
+        self.send_records(out)?;
+        add(&self.counters.bytes, (out.offset() - main_before).0);
+        Ok(())
+    }
+}
+
+/// All that is owed of a block, in as few runs as possible.
+fn owed_runs(owed: &DirtyMap, block: BlockId) -> Vec<PageRun> {
+    let bitmap = owed.block(block);
+    let mut from = PageIndex(0);
+    std::iter::from_fn(|| {
+        let run = bitmap.next_owed(from, PageCount(u64::MAX))?;
+        from = run.end();
+        Some(run)
+    })
+    .collect()
+}

@@ -1,0 +1,142 @@
+//! Whole migrations that end in postcopy, between two engines in one process.
+
+mod guest;
+
+use guest::{Guest, Recorder, assert_completed};
+use limosa_engine::{
+    Capabilities, GuestFate, Incoming, IncomingConfig, IncomingPostcopy, IncomingReport, Outgoing,
+    OutgoingConfig, OutgoingReport, Parameters, RunState,
+};
+use limosa_pages::{BlockId, ByteCount, PAGE_BYTES};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a migration is set; the same on both sides.
+#[derive(Clone, Copy, Debug, Default)]
+struct Setting {
+    preempt: bool,
+    /// Whether the guest runs where it comes to.
+    autostart: bool,
+}
+
+struct Migration {
+    outgoing: Outgoing,
+    incoming: Incoming,
+    here: Arc<Recorder>,
+    there: Arc<Recorder>,
+}
+
+fn slow(preempt: bool) -> OutgoingConfig {
+    OutgoingConfig {
+        capabilities: Capabilities {
+            postcopy_ram: true,
+            postcopy_preempt: preempt,
+            ..OutgoingConfig::default().capabilities
+        },
+        // So slow that precopy does not end by itself, and that the guest is faster than the push.
+        parameters: Parameters {
+            max_bandwidth: Some(ByteCount(1 << 20)),
+            max_postcopy_bandwidth: Some(ByteCount(4 << 20)),
+            downtime_limit: Duration::ZERO,
+            ..Parameters::default()
+        },
+        ..OutgoingConfig::default()
+    }
+}
+
+fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migration {
+    let (here, there) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
+    let config = IncomingConfig {
+        autostart: setting.autostart,
+        postcopy: Some(IncomingPostcopy { preempt: setting.preempt }),
+        ..IncomingConfig::default()
+    };
+    let listen = "tcp:127.0.0.1:0".parse().unwrap();
+    let (savevm, vm) = (destination.take_savevm(), destination.vm());
+    let incoming = Incoming::listen(&listen, config, savevm, vm, there.clone()).unwrap();
+    let address = incoming.address().unwrap().clone();
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, slow(setting.preempt), savevm, vm, here.clone()).unwrap();
+    Migration { outgoing, incoming, here, there }
+}
+
+impl Migration {
+    fn wait(self, source: &mut Guest, destination: &mut Guest) -> (OutgoingReport, IncomingReport) {
+        let (outgoing, savevm) = self.outgoing.wait();
+        source.give_back(savevm);
+        let (incoming, savevm) = self.incoming.wait();
+        destination.give_back(savevm);
+        (outgoing, incoming)
+    }
+
+    fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
+        while !reached(self) && !self.outgoing.has_ended() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Bytes that differ may only be those that the guest has written there.
+fn assert_same_but_for_writes(source: &Guest, destination: &Guest, sent: u64) {
+    let (before, after) = (source.memory(), destination.memory());
+    let changed = before.iter().zip(&after).filter(|(here, there)| here != there).count() as u64;
+    let written = destination.counter.lock().writes - sent;
+    assert!(changed <= written * 8, "{changed} bytes differ after {written} writes of 8");
+}
+
+#[test]
+fn a_guest_that_stands_still_moves_first_and_its_memory_follows() {
+    for preempt in [false, true] {
+        let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
+        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: false });
+        migration.outgoing.start_postcopy().unwrap();
+        let (here, there) = (migration.here.clone(), migration.there.clone());
+        let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+        assert_completed(&outgoing, &incoming);
+        assert!(source.memory() == destination.memory());
+        assert_eq!(*source.counter.lock(), *destination.counter.lock());
+        assert_eq!(here.statuses(), ["setup", "active", "device", "postcopy-active", "completed"]);
+        assert_eq!(there.statuses(), ["setup", "active", "postcopy-active", "completed"]);
+    }
+}
+
+#[test]
+fn a_writing_guest_goes_on_there_while_its_memory_follows() {
+    for preempt in [false, true] {
+        let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
+        source.let_write(1000);
+        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: true });
+        migration.wait_until(|migration| migration.outgoing.statistics().ram.normal.0 > 100);
+        migration.outgoing.start_postcopy().unwrap();
+        let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+        assert_completed(&outgoing, &incoming);
+        assert_eq!(outgoing.guest(), GuestFate::OnDestination);
+        let sent = source.counter.lock().writes;
+        destination.let_write(1000);
+        destination.stop();
+        assert_eq!(source.run_state(), RunState::Paused);
+        assert_same_but_for_writes(&source, &destination, sent);
+        let asked = outgoing.statistics.urgent.unwrap();
+        assert!(asked.requests > 0 && asked.pages.0 > 0, "{asked:?}");
+        let came = incoming.statistics.postcopy.unwrap();
+        assert!(came.pages_by_fault.0 > 0, "{came:?}");
+    }
+}
+
+#[test]
+fn memory_can_be_read_there_before_it_has_come() {
+    let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
+    let expected = source.memory();
+    let ram = destination.ram.clone();
+    let migration = start(&mut source, &mut destination, Setting { preempt: true, autostart: false });
+    migration.outgoing.start_postcopy().unwrap();
+    migration.wait_until(|migration| migration.there.statuses().contains(&"postcopy-active"));
+    for page in (0..1500).rev() {
+        let offset = page * PAGE_BYTES as u64;
+        let word = guest::memory::read_word(&ram, BlockId(0), offset).to_le_bytes();
+        assert_eq!(word, expected[offset as usize..offset as usize + 8], "page {page}");
+    }
+    let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+    assert_completed(&outgoing, &incoming);
+    assert!(destination.memory() == expected);
+}
