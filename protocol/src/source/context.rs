@@ -116,7 +116,7 @@ impl Context {
     }
 
     /// Notes that the package, which is about to leave, carries a PING. Where the destination does not say itself that it
-    /// runs the guest, its PONG is the proof: RUN follows it in bytes that are there already (wire 5.4).
+    /// runs the guest, its PONG must do: RUN follows it in bytes that are there already (wire 5.4).
     pub(super) fn expect_proof(&mut self) {
         if self.running_answers {
             self.pings.ask(PingPurpose::Package);

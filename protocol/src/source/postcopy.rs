@@ -142,8 +142,14 @@ impl AwaitingRunning {
             });
         }
         match event {
-            SourceEvent::Return(ReturnMessage::Running | ReturnMessage::Pong(_)) => {
+            SourceEvent::Return(ReturnMessage::Running) => {
                 context.prove_running(now);
+                Ok(Pushing(push).or_end(context, now))
+            }
+            // The devices are loaded and RUN is there. Nothing is left that should fail, but it is not the guest's own sign of
+            // life: who has looked may still say that it never ran.
+            SourceEvent::Return(ReturnMessage::Pong(_)) => {
+                context.timeline.runs_there = Some(now);
                 Ok(Pushing(push).or_end(context, now))
             }
             // It has not run, says so itself, and never will (I6).

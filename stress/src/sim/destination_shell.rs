@@ -1,5 +1,9 @@
 //! The shell around the destination machine: reader, loader and return path in one.
 
+mod postcopy;
+
+pub use postcopy::DestinationPostcopySide;
+
 use super::channels::{Line, ReceiveChannels};
 use super::environment::Environment;
 use super::guest::PAGES;
@@ -8,7 +12,7 @@ use super::mutant::Mutant;
 use limosa_protocol::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, LinkRole, Loss, LossReason,
 };
-use limosa_wire::{Command, Features, RefusalReason, ReturnMessage, SectionId};
+use limosa_wire::{Command, Features, PostcopyAdvice, RefusalReason, ReturnMessage, SectionId};
 use std::time::Duration;
 
 /// What kind of destination it is.
@@ -20,6 +24,8 @@ pub struct DestinationHabits {
     pub is_qemu: bool,
     /// Those that it offers if it does.
     pub features: Features,
+    /// Its pages, if postcopy is enabled.
+    pub postcopy: Option<PostcopyAdvice>,
 }
 
 /// The destination's process.
@@ -41,6 +47,8 @@ pub struct DestinationShell {
     pub crashed: bool,
     /// `Finish` is done.
     pub finished: bool,
+    /// What belongs to postcopy.
+    pub postcopy: DestinationPostcopySide,
     /// A page whose second half is still to be done.
     half_placed: Option<(usize, u64)>,
     channels: Option<ReceiveChannels>,
@@ -59,9 +67,11 @@ pub struct DestinationShell {
 impl DestinationShell {
     /// A destination that listens, for so many channels.
     pub fn new(habits: DestinationHabits, channels: usize) -> Self {
-        let DestinationHabits { ack_at, is_qemu, features } = habits;
+        let DestinationHabits { ack_at, is_qemu, features, postcopy } = habits;
+        let config = DestinationConfig { features, postcopy, ..DestinationConfig::default() };
         Self {
-            machine: Destination::new(DestinationConfig { features, ..DestinationConfig::default() }),
+            machine: Destination::new(config),
+            postcopy: DestinationPostcopySide::default(),
             pages: [None; PAGES],
             received: [false; PAGES],
             device: None,
@@ -108,6 +118,9 @@ impl DestinationShell {
         if let Some(action) = self.machine.poll_action() {
             self.acting = Some(action);
             return true;
+        }
+        if self.postcopy.is_listening() {
+            return self.coordinate(environment);
         }
         if let Some((page, generation)) = self.half_placed.take() {
             self.place_second_half(page, generation, environment);
@@ -176,27 +189,28 @@ impl DestinationShell {
             DestinationAction::StartGuest => {
                 (self.guest_runs, self.guest_ran) = (true, true);
                 // The link may end in just this moment; it must not matter.
-                if !environment.link.is_whole() && environment.rng.one_in(2) {
+                if !environment.link.is_whole() && !self.postcopy.is_listening() && environment.rng.one_in(2)
+                {
                     self.lost(LossReason::Closed);
                 }
                 self.machine.handle(DestinationEvent::GuestStarted);
             }
-            DestinationAction::PreparePostcopy
-            | DestinationAction::Discard { .. }
-            | DestinationAction::Listen
-            | DestinationAction::AwaitPages
-            | DestinationAction::Pause
-            | DestinationAction::SendBitmap { .. }
-            | DestinationAction::ResumeFaults => unreachable!("postcopy is not enabled"),
             DestinationAction::Finish => {
                 self.finished = true;
+                self.stop_guest_if_lost();
                 let unread = environment.link.main.under_way().len() > 0;
                 // Closing a socket with unread bytes resets it, and the last word may be lost with it.
                 let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
                 environment.link.main.cut(0);
                 environment.channels.iter_mut().for_each(|channel| channel.cut(0));
-                if unread { environment.link.back.cut(kept) } else { environment.link.back.close() }
+                if unread {
+                    environment.link.back.cut(kept)
+                } else {
+                    environment.link.back.close()
+                }
+                environment.link.preempt.cut(0);
             }
+            action => return self.perform_postcopy(action, environment),
         }
         true
     }
@@ -211,7 +225,7 @@ impl DestinationShell {
         true
     }
 
-    fn load(&mut self, frame: Frame, environment: &Environment) {
+    fn load(&mut self, frame: Frame, environment: &mut Environment) {
         let event = match frame {
             Frame::Header => DestinationEvent::HeaderRead,
             Frame::Configuration => DestinationEvent::ConfigurationChecked,
@@ -233,6 +247,7 @@ impl DestinationShell {
             Frame::EndOfStream if self.channels.as_ref().is_some_and(|channels| !channels.close()) => {
                 DestinationEvent::LoadFailed { section: self.open }
             }
+            Frame::Package(frames) => return self.take_package(frames, environment),
             Frame::EndOfStream => DestinationEvent::EndOfStream,
             Frame::VmDescription => DestinationEvent::VmDescriptionRead,
             Frame::Page { .. } | Frame::Device(_) if self.open.is_none() => {

@@ -22,6 +22,10 @@ pub struct Environment {
     pub channels: Vec<Channel<Packet>>,
     /// How late each of them is at most, in microseconds.
     lateness: Vec<u64>,
+    /// Who would take a new connection.
+    pub listener: Listener,
+    /// A new connection has been made, and the destination does not know yet.
+    pub connected: bool,
     /// The guest's true state.
     pub guest: Guest,
     /// The mistake that the shells make.
@@ -32,6 +36,16 @@ pub struct Environment {
 /// Microseconds between both ends of the main link at most. A channel takes as long or a hundred times as long: whole
 /// rounds overtake it where nothing stops them.
 const MAIN_LATENESS: u64 = 200;
+/// Who takes a connection that is made after the first was lost.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Listener {
+    /// It is refused.
+    Nobody,
+    /// A destination that is paused.
+    Recovery,
+    /// A destination that has ended, and says how.
+    LastWord(ReturnMessage),
+}
 
 impl Environment {
     /// At time zero, with a fresh link and so many channels beside it.
@@ -40,7 +54,9 @@ impl Environment {
         let start = Instant::now();
         let lateness = (0..channels).map(|_| rng.choose(&[MAIN_LATENESS, 100 * MAIN_LATENESS])).collect();
         let channels = (0..channels).map(|_| Channel::new()).collect();
-        Self { rng, now: Duration::ZERO, link: Link::new(), channels, lateness, guest, mutant, start }
+        let (link, listener) = (Link::new(), Listener::Nobody);
+        let (now, connected) = (Duration::ZERO, false);
+        Self { rng, now, link, channels, lateness, listener, connected, guest, mutant, start }
     }
 
     /// The present, for the machines.
@@ -90,6 +106,34 @@ impl Environment {
     /// Whether every connection still works in both directions.
     pub fn is_whole(&self) -> bool {
         self.link.is_whole() && self.channels.iter().all(Channel::is_open)
+    }
+
+    /// Writes on the link for pages that were asked for.
+    ///
+    /// # Errors
+    /// The link is gone.
+    pub fn write_preempt(&mut self, frame: Frame) -> Result<(), LossReason> {
+        let latency = self.latency();
+        self.link.preempt.write(frame, latency, self.now)
+    }
+
+    /// Makes a new connection in place of the lost one; `false` if nobody takes it.
+    pub fn connect(&mut self) -> bool {
+        match &self.listener {
+            Listener::Nobody => return false,
+            Listener::Recovery => {
+                self.link = Link::new();
+                self.connected = true;
+            }
+            Listener::LastWord(word) => {
+                let word = word.clone();
+                self.link = Link::new();
+                self.write_back(word).expect("a fresh link takes a word");
+                self.link.back.close();
+            }
+        }
+        self.listener = Listener::Nobody;
+        true
     }
 
     fn latency(&mut self) -> Duration {

@@ -46,13 +46,17 @@ pub enum Fault {
     LieOnReturnPath,
     /// The stream contains something that does not belong there.
     InjectFrame,
+    /// The user pauses postcopy on the source.
+    PauseSource,
+    /// The user pauses postcopy on the destination.
+    PauseDestination,
 }
 
 impl Fault {
     /// Those of the channels.
     pub const OF_CHANNELS: [Self; 3] = [Self::CutChannel, Self::SilenceChannel, Self::LoseSync];
 
-    /// All that need no channels.
+    /// All that need neither channels nor postcopy.
     pub const ALL: [Self; 12] = [
         Self::CutLink,
         Self::SilenceLink,
@@ -66,6 +70,21 @@ impl Fault {
         Self::ChangeParameters,
         Self::LieOnReturnPath,
         Self::InjectFrame,
+    ];
+
+    /// Those that strike one with postcopy: nobody lies, because what a liar says of the guest is believed.
+    pub const POSTCOPY: [Self; 11] = [
+        Self::CutLink,
+        Self::SilenceLink,
+        Self::CrashSource,
+        Self::CrashDestination,
+        Self::FailSourceStep,
+        Self::FailDestinationStep,
+        Self::CancelSource,
+        Self::CancelDestination,
+        Self::ChangeParameters,
+        Self::PauseSource,
+        Self::PauseDestination,
     ];
 
     /// Makes it happen.
@@ -104,6 +123,8 @@ impl Fault {
             Self::ChangeParameters => change_parameters(world),
             Self::LieOnReturnPath => lie(world),
             Self::InjectFrame => inject(world),
+            Self::PauseSource => world.source.tell(SourceEvent::PausePostcopy),
+            Self::PauseDestination => world.destination.tell(DestinationEvent::PausePostcopy),
         }
     }
 }

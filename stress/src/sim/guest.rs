@@ -38,8 +38,13 @@ impl Guest {
 
     /// Writes a page of its choice and returns it.
     pub fn write(&mut self, rng: &mut Rng, memory: &mut [u64; PAGES]) -> Option<usize> {
-        let page = rng.below(self.working_set) as usize;
+        let page = self.choose(rng);
         self.write_page(page, memory).then_some(page)
+    }
+
+    /// The page that it will write next.
+    pub fn choose(&self, rng: &mut Rng) -> usize {
+        rng.below(self.working_set) as usize
     }
 
     /// Writes this page, if it is not idle.
@@ -72,6 +77,14 @@ impl SourceMemory {
     pub fn claim_next(&mut self) -> Option<usize> {
         let run = self.owed.claim_next(PageIndex(0), PageCount(1))?;
         Some(run.start.0 as usize)
+    }
+
+    /// What the destination lacks is owed, and nothing else.
+    pub fn owe_missing(&self, received: &[u8]) {
+        self.owed.clear();
+        for page in (0..PAGES).filter(|page| received[page / 8] & (1 << (page % 8)) == 0) {
+            self.owed.mark(PageRun::new(PageIndex(page as u64), PageCount(1)));
+        }
     }
 
     /// Bytes owed.

@@ -40,19 +40,23 @@ pub enum Frame {
     Device(u64),
     /// End of a section.
     Footer(SectionId),
+    /// PACKAGED and its blob: it is read whole or not at all.
+    Package(Vec<Frame>),
     /// EOF.
     EndOfStream,
     /// The vmdescription.
     VmDescription,
 }
 
-/// Both directions of a connection.
+/// Both directions of a connection, and the link beside it.
 #[derive(Debug)]
 pub struct Link {
     /// Source to destination.
     pub main: Channel<Frame>,
     /// Destination to source.
     pub back: Channel<ReturnMessage>,
+    /// Source to destination: pages that were asked for. Unused unless it was opened.
+    pub preempt: Channel<Frame>,
 }
 
 /// One direction: in order, late, bounded.
@@ -89,24 +93,26 @@ pub enum Received<T> {
 impl Link {
     /// A fresh connection.
     pub fn new() -> Self {
-        Self { main: Channel::new(), back: Channel::new() }
+        Self { main: Channel::new(), back: Channel::new(), preempt: Channel::new() }
     }
 
-    /// Breaks both directions; of what is under way, so many items still arrive.
+    /// Breaks all of it; of what is under way, so many items still arrive.
     pub fn cut(&mut self, main_kept: usize, back_kept: usize) {
         self.main.cut(main_kept);
         self.back.cut(back_kept);
+        self.preempt.cut(main_kept);
     }
 
     /// Nothing arrives any more, and nobody is told.
     pub fn silence(&mut self, now: Duration) {
         self.main.silence(now);
         self.back.silence(now);
+        self.preempt.silence(now);
     }
 
-    /// Whether both directions still work.
+    /// Whether all of it still works.
     pub fn is_whole(&self) -> bool {
-        self.main.is_open() && self.back.is_open()
+        self.main.is_open() && self.back.is_open() && self.preempt.is_open()
     }
 }
 

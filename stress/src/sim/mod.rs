@@ -27,13 +27,13 @@ mod world;
 
 pub use channels::{Packet, QUEUED_PER_CHANNEL, ReceiveChannels, SYNC_PATIENCE, SendChannels};
 pub use check::{Checks, Violation};
-pub use destination_shell::DestinationShell;
-pub use environment::Environment;
+pub use destination_shell::{DestinationPostcopySide, DestinationShell};
+pub use environment::{Environment, Listener};
 pub use fault::Fault;
 pub use guest::{Guest, PAGES, SourceMemory};
 pub use link::{Channel, FRAMES_MAX, Frame, Link, Received, SILENCE_MAX};
 pub use mutant::Mutant;
 pub use rng::Rng;
 pub use scenario::{Place, Scenario, Side, Strike};
-pub use source_shell::{INBOX_MAX, SourceShell};
+pub use source_shell::{INBOX_MAX, SourcePostcopySide, SourceShell};
 pub use world::{Report, STEPS_MAX, World};

@@ -30,10 +30,20 @@ pub enum Mutant {
     SkipsFlush,
     /// I5: the main channel does not wait for the channels at a FLUSH record.
     PassesFlush,
+    /// I1: a recovery goes on with the old list of what is owed.
+    KeepsOldDebt,
+    /// I4: a page that was asked for is sent whether it is owed or not.
+    ServesWithoutClaim,
+    /// I7: the destination takes the end of the stream for the last page.
+    EndsWithPagesMissing,
+    /// I8: pages that were to be sent on the old connection are sent on the new one.
+    KeepsUrgentPages,
+    /// I10: pages that were asked for wait until the background scan comes by.
+    PushesInOrder,
 }
 
 impl Mutant {
-    /// All that need no channels.
+    /// All that need neither channels nor postcopy.
     pub const ALL: [Self; 9] = [
         Self::DropsClaimedPage,
         Self::ClearsAfterRead,
@@ -49,6 +59,16 @@ impl Mutant {
     /// Those of the channels.
     pub const OF_CHANNELS: [Self; 2] = [Self::SkipsFlush, Self::PassesFlush];
 
+    /// Those of postcopy.
+    pub const POSTCOPY: [Self; 6] = [
+        Self::KeepsOldDebt,
+        Self::ServesWithoutClaim,
+        Self::ResumesInDoubt,
+        Self::EndsWithPagesMissing,
+        Self::KeepsUrgentPages,
+        Self::PushesInOrder,
+    ];
+
     /// Whether this violation is one that the mistake must cause; dying of something else proves little.
     pub fn explains(self, violation: &Violation) -> bool {
         match self {
@@ -60,6 +80,12 @@ impl Mutant {
             Self::ResumesInDoubt | Self::FlushesOutboxOnClose => matches!(violation, Violation::TwoGuests),
             Self::TakesEofForSuccess => matches!(violation, Violation::WrongOutcome { .. }),
             Self::IgnoresFullLink => matches!(violation, Violation::OverLimit { .. }),
+            Self::KeepsOldDebt => matches!(violation, Violation::LostPage { .. }),
+            Self::ServesWithoutClaim | Self::KeepsUrgentPages => {
+                matches!(violation, Violation::PlacedTwice { .. })
+            }
+            Self::EndsWithPagesMissing => matches!(violation, Violation::WrongOutcome { .. }),
+            Self::PushesInOrder => matches!(violation, Violation::Overtaken { .. }),
             Self::SkipsFlush | Self::PassesFlush => matches!(
                 violation,
                 Violation::PassedBarrier { .. } | Violation::LostPage { .. } | Violation::WrongState { .. }

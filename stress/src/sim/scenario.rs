@@ -5,8 +5,11 @@ use super::fault::Fault;
 use super::guest::PAGES;
 use super::mutant::Mutant;
 use super::rng::Rng;
-use limosa_protocol::{BytesPerSecond, ConvergenceConfig, FeatureWishes, SourceConfig};
-use limosa_wire::Features;
+use limosa_pages::PAGE_BYTES;
+use limosa_protocol::{
+    AutoPostcopy, BytesPerSecond, ConvergenceConfig, FeatureWishes, SourceConfig, SourcePostcopy,
+};
+use limosa_wire::{Features, PostcopyAdvice};
 use std::time::Duration;
 
 /// Which machine's state is meant.
@@ -47,6 +50,8 @@ pub struct Scenario {
     pub source: SourceConfig,
     /// What the destination is like.
     pub destination: DestinationHabits,
+    /// The user asks for postcopy at some moment.
+    pub starts_postcopy: bool,
     /// Writes that the guest makes.
     pub writes: u32,
     /// Pages that it writes to.
@@ -83,8 +88,10 @@ impl Scenario {
                 ack_at: source.switchover_ack.then(|| Duration::from_micros(rng.below(5000))),
                 is_qemu: rng.one_in(3),
                 features: some_features(&mut rng),
+                postcopy: None,
             },
             source,
+            starts_postcopy: false,
             writes: rng.below(60) as u32,
             working_set: 1 + rng.below(PAGES as u64),
             channels: 0,
@@ -92,6 +99,60 @@ impl Scenario {
             mutant: None,
             rng,
         }
+    }
+
+    /// A migration that goes over to postcopy, by the user's word or by policy, and in which nothing goes wrong.
+    pub fn postcopy(seed: u64) -> Self {
+        let mut scenario = Self::undisturbed(seed);
+        let rng = &mut scenario.rng;
+        let advice =
+            PostcopyAdvice { page_size_summary: PAGE_BYTES as u64, target_page_size: PAGE_BYTES as u64 };
+        let source = &mut scenario.source;
+        source.return_path = true;
+        // A downtime that nothing fits keeps precopy going until somebody wants postcopy.
+        source.convergence.downtime_limit = Duration::ZERO;
+        source.postcopy = Some(SourcePostcopy {
+            advice,
+            preempt: rng.one_in(2),
+            max_bandwidth: rng.one_in(4).then_some(SLOW),
+        });
+        scenario.starts_postcopy = rng.one_in(2);
+        source.convergence.auto_postcopy = (!scenario.starts_postcopy).then(|| AutoPostcopy {
+            rounds_max: rng.one_in(2).then(|| 1 + rng.below(3) as u32),
+            time_max: rng.one_in(2).then(|| Duration::from_millis(rng.below(20))),
+        });
+        scenario.destination.postcopy = Some(advice);
+        scenario.writes = 100 + rng.below(200) as u32;
+        scenario
+    }
+
+    /// A migration with postcopy in which a fault strikes in this state, and perhaps others some time later.
+    pub fn postcopy_struck_in(place: Place, seed: u64, patience: u64) -> Self {
+        let mut scenario = Self::postcopy(seed);
+        let rng = &mut scenario.rng;
+        if let Some(postcopy) = &mut scenario.source.postcopy {
+            match place.state {
+                "opening the preempt channel" | "reopening the preempt channel" | "draining" => {
+                    postcopy.preempt = true;
+                }
+                _ => {}
+            }
+        }
+        if AFTER_A_LOSS.contains(&place.state) {
+            let pushing = Place { side: Side::Source, state: rng.choose(&["awaiting running", "pushing"]) };
+            scenario.strikes.push(Strike {
+                place: Some(pushing),
+                after: rng.below(6),
+                fault: Fault::CutLink,
+            });
+        }
+        let after = rng.below(patience + 1);
+        scenario.strikes.push(Strike { place: Some(place), after, fault: rng.choose(&Fault::POSTCOPY) });
+        while scenario.strikes.len() < STRIKES_MAX && rng.one_in(2) {
+            let after = rng.below(120);
+            scenario.strikes.push(Strike { place: None, after, fault: rng.choose(&Fault::POSTCOPY) });
+        }
+        scenario
     }
 
     /// A migration in which a fault strikes in this state, `patience` steps after it is reached or sooner, and perhaps
@@ -157,6 +218,19 @@ impl Scenario {
 fn some_features(rng: &mut Rng) -> Features {
     Features::from_bits(rng.below(Features::KNOWN.bits() + 1))
 }
+/// States that only a migration reaches that has lost its connection.
+const AFTER_A_LOSS: [&str; 7] = [
+    "pausing",
+    "paused",
+    "reconnecting",
+    "fetching bitmaps",
+    "reopening the preempt channel",
+    "awaiting resume",
+    "recovering",
+];
+
+/// Most faults of one run.
+const STRIKES_MAX: usize = 4;
 
 /// Half a megabyte per second: the burst is five pages.
 const SLOW: BytesPerSecond = BytesPerSecond(500_000);

@@ -3,6 +3,12 @@
 //! It works a step at a time, so that anything can happen between two page records. Like a coordinator it looks into
 //! its inbox between actions; unlike one it chooses by chance, and hands results in late.
 
+mod postcopy;
+mod step;
+
+pub use postcopy::SourcePostcopySide;
+pub(super) use postcopy::ram;
+
 use super::channels::SendChannels;
 use super::environment::Environment;
 use super::guest::{RECORD_BYTES, SourceMemory};
@@ -15,6 +21,7 @@ use limosa_protocol::{
 };
 use limosa_wire::{Command, Features, ReturnMessage, SectionId};
 use std::collections::VecDeque;
+use step::{Slice, Step, Write, WriteResult};
 
 /// The live section.
 pub(super) const RAM: SectionId = SectionId(1);
@@ -50,6 +57,8 @@ pub struct SourceShell {
     pub resume_failed: bool,
     /// Where pages leave beside the main channel.
     pub channels: Option<SendChannels>,
+    /// What belongs to postcopy.
+    pub postcopy: SourcePostcopySide,
     inbox: VecDeque<SourceEvent>,
     step: Option<Step>,
     return_path: bool,
@@ -59,48 +68,11 @@ pub struct SourceShell {
     devices_sent: bool,
 }
 
-#[derive(Debug)]
-enum Step {
-    Write(Write),
-    Sync,
-    StopVm,
-    ResumeVm,
-    CloseLink,
-    Finish,
-}
-
-/// Frames, pages, frames, and then a result.
-#[derive(Debug)]
-struct Write {
-    before: VecDeque<Frame>,
-    pages: Option<Slice>,
-    after: VecDeque<Frame>,
-    sent: u64,
-    result: WriteResult,
-}
-
-#[derive(Debug)]
-struct Slice {
-    bytes_left: u64,
-    pages_left: u64,
-    /// Returns early rather than waiting for room.
-    bounded: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WriteResult {
-    Command,
-    Setup,
-    Slice,
-    Precopy,
-    Devices,
-    End,
-}
-
 impl SourceShell {
     /// A source whose guest runs.
     pub fn new(config: SourceConfig, environment: &mut Environment) -> Self {
         let return_path = config.return_path;
+        let preempt = config.postcopy.is_some_and(|postcopy| postcopy.preempt);
         for frame in [Frame::Header, Frame::Configuration] {
             environment.write_main(frame).expect("a fresh link takes the head of the stream");
         }
@@ -114,6 +86,7 @@ impl SourceShell {
             resume_failed: false,
             channels: (!environment.channels.is_empty())
                 .then(|| SendChannels::new(environment.channels.len())),
+            postcopy: SourcePostcopySide::new(preempt),
             inbox: VecDeque::new(),
             step: None,
             return_path,
@@ -191,7 +164,11 @@ impl SourceShell {
         }
         match environment.link.back.read(environment.now) {
             Received::Nothing => return false,
-            Received::Item(message) => self.tell(SourceEvent::Return(message)),
+            Received::Item(message) => {
+                if let Some(message) = self.take_answer(message, environment) {
+                    self.tell(SourceEvent::Return(message));
+                }
+            }
             Received::Lost(reason) => {
                 self.reader_ended = true;
                 self.tell(SourceEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
@@ -222,6 +199,7 @@ impl SourceShell {
             }
             SourceAction::SendCommand(command) => {
                 self.read_unwritten_answer(&command, environment);
+                self.before_command(&command);
                 write(&[Frame::Command(command)], None, &[], WriteResult::Command)
             }
             SourceAction::SaveSetup { features } => {
@@ -253,17 +231,7 @@ impl SourceShell {
             SourceAction::ResumeVm => Some(Step::ResumeVm),
             SourceAction::CloseLink => Some(Step::CloseLink),
             SourceAction::Finish => Some(Step::Finish),
-            SourceAction::OpenPreempt
-            | SourceAction::CompleteForPostcopy
-            | SourceAction::SendDiscards
-            | SourceAction::PackageDevices { .. }
-            | SourceAction::SendPackage
-            | SourceAction::Push { .. }
-            | SourceAction::DrainUrgent
-            | SourceAction::CompletePostcopy
-            | SourceAction::Pause
-            | SourceAction::Reconnect
-            | SourceAction::FetchBitmaps => unreachable!("postcopy is not enabled"),
+            action => Some(self.begin_postcopy(action)),
         }
     }
 
@@ -281,6 +249,7 @@ impl SourceShell {
         }
         match step {
             Step::Write(write) => return self.write(write, environment),
+            Step::Postcopy(step) => return self.perform_postcopy(step, environment),
             Step::Sync => {
                 self.memory.sync();
                 self.answer(SourceEvent::Synced { pending: self.pending(environment) }, environment);
@@ -377,7 +346,7 @@ impl SourceShell {
 
     /// Claims a page and reads it, in the order that loses no write (I2).
     fn next_page(&mut self, write: &mut Write, environment: &mut Environment) -> Frame {
-        let page = self.memory.claim_next().expect("something is owed");
+        let page = self.claim(environment);
         let generation = if environment.mutant == Some(Mutant::ClearsAfterRead) {
             let generation = self.memory.pages[page];
             environment.race(page, &mut self.memory, self.guest_runs);
@@ -422,12 +391,17 @@ impl SourceShell {
         let sent = ByteCount(write.sent + SECTION_BYTES);
         let pending = self.pending(environment);
         let event = match write.result {
-            WriteResult::Command => return,
+            WriteResult::Command | WriteResult::Bitmaps => return,
             WriteResult::Setup => SourceEvent::SetupSaved { sent },
             WriteResult::Slice => SourceEvent::Iterated { sent, pending },
             WriteResult::Precopy => SourceEvent::PrecopyCompleted { sent },
             WriteResult::Devices => SourceEvent::DevicesSaved { sent },
             WriteResult::End => SourceEvent::EndSent { sent },
+            WriteResult::ForPostcopy => SourceEvent::CompletedForPostcopy { sent },
+            WriteResult::Discards => SourceEvent::DiscardsSent { sent },
+            WriteResult::Package => SourceEvent::PackageSent { sent },
+            WriteResult::Push => SourceEvent::Pushed { sent, pending },
+            WriteResult::PostcopyEnd => SourceEvent::PostcopyCompleted { sent },
         };
         self.devices_sent |= write.result == WriteResult::Devices;
         self.answer(event, environment);
@@ -486,35 +460,6 @@ impl SourceShell {
         let switchover = PingPurpose::Switchover.value();
         if environment.mutant == Some(Mutant::ReadsUnwrittenAnswer) && *command == Command::Ping(switchover) {
             self.tell(SourceEvent::Return(ReturnMessage::Pong(switchover)));
-        }
-    }
-}
-
-impl Write {
-    fn count_page(&mut self) {
-        let slice = self.pages.as_mut().expect("there is a slice under way");
-        slice.pages_left -= 1;
-        slice.bytes_left = slice.bytes_left.saturating_sub(RECORD_BYTES);
-        self.sent += RECORD_BYTES;
-    }
-}
-
-impl Step {
-    /// What its failure is called. An end that fails half way is a loss.
-    fn can_fail(&self) -> Option<SourceStep> {
-        match self {
-            Self::Sync => Some(SourceStep::SyncDirty),
-            Self::StopVm => Some(SourceStep::StopVm),
-            Self::ResumeVm => Some(SourceStep::ResumeVm),
-            Self::CloseLink | Self::Finish => None,
-            Self::Write(write) => match write.result {
-                WriteResult::Command => None,
-                WriteResult::Setup => Some(SourceStep::SaveSetup),
-                WriteResult::Slice => Some(SourceStep::Iterate),
-                WriteResult::Precopy => Some(SourceStep::CompletePrecopy),
-                WriteResult::Devices => Some(SourceStep::SaveDevices),
-                WriteResult::End => Some(SourceStep::SendEnd),
-            },
         }
     }
 }

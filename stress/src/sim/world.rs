@@ -7,7 +7,7 @@ use super::guest::Guest;
 use super::link::Channel;
 use super::scenario::{Place, Scenario, Side, Strike};
 use super::source_shell::SourceShell;
-use limosa_protocol::SourceEvent;
+use limosa_protocol::{DestinationEvent, GuestFate, OperatorWord, SourceEvent};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ pub struct World {
     pub destination: DestinationShell,
     /// What is watched.
     pub checks: Checks,
+    starts_postcopy: bool,
     strikes: VecDeque<Strike>,
     steps_in_place: u64,
     struck: Vec<Strike>,
@@ -45,7 +46,7 @@ pub struct Report {
 }
 
 /// Who acts, if there are no channels.
-const ACTORS: u64 = 6;
+const ACTORS: u64 = 10;
 
 /// Who acts besides: the two ends of the channels.
 const CHANNEL_ACTORS: u64 = 2;
@@ -61,6 +62,7 @@ impl World {
             source,
             destination: DestinationShell::new(scenario.destination, scenario.channels),
             checks: Checks::default(),
+            starts_postcopy: scenario.starts_postcopy,
             strikes: scenario.strikes.into(),
             steps_in_place: 0,
             struck: Vec::new(),
@@ -133,6 +135,10 @@ impl World {
     /// Somebody does something; if nobody can, time passes until somebody can.
     fn step(&mut self) -> Result<(), Violation> {
         self.environment.now += Duration::from_micros(self.environment.rng.below(50));
+        if std::mem::take(&mut self.environment.connected) {
+            self.destination.reconnected();
+        }
+        self.environment.listener = self.destination.listener();
         let actors = ACTORS + if self.environment.channels.is_empty() { 0 } else { CHANNEL_ACTORS };
         let first = self.environment.rng.below(actors);
         if (first..first + actors).any(|actor| self.act(actor % actors)) {
@@ -155,8 +161,12 @@ impl World {
             2 => self.destination.advance(environment),
             3 => self.destination.acknowledge(environment),
             4 => self.guest_writes(),
-            5 => self.user_continues(),
-            6 => self.source.send_on_channel(environment),
+            5 => self.destination.read_main(environment),
+            6 => self.destination.read_preempt(environment),
+            7 => self.destination.ask(environment),
+            8 => self.source.serve(environment),
+            9 => self.user_acts(),
+            10 => self.source.send_on_channel(environment),
             _ => self.destination.receive_on_channel(environment),
         }
     }
@@ -175,12 +185,64 @@ impl World {
         if !self.destination.guest_runs {
             return false;
         }
+        let page = guest.choose(rng);
+        if !self.destination.received[page] {
+            return self.destination.fault(page);
+        }
         let mut pages = self.destination.pages.map(Option::unwrap_or_default);
-        let written = guest.write(rng, &mut pages);
-        if let Some(page) = written {
+        let written = guest.write_page(page, &mut pages);
+        if written {
             self.destination.pages[page] = Some(pages[page]);
         }
-        written.is_some()
+        written
+    }
+
+    fn user_acts(&mut self) -> bool {
+        self.user_continues() || self.user_starts_postcopy() || self.user_recovers()
+    }
+
+    fn user_starts_postcopy(&mut self) -> bool {
+        let may = self.starts_postcopy && self.source.machine.may_start_postcopy() && !self.source.crashed;
+        if !may || !self.environment.rng.one_in(60) {
+            return false;
+        }
+        self.starts_postcopy = false;
+        self.source.tell(SourceEvent::StartPostcopy);
+        true
+    }
+
+    /// A user who finds a migration paused takes it up again, or says what he has seen on the other side.
+    fn user_recovers(&mut self) -> bool {
+        if !self.waits_for_operator() || !self.environment.rng.one_in(8) {
+            return false;
+        }
+        if self.source.crashed {
+            self.destination.tell(DestinationEvent::GiveUp);
+            return true;
+        }
+        let destination = &self.destination;
+        let answers = destination.machine.last_word().is_some();
+        let ended = destination.machine.outcome().map(|outcome| outcome.fate);
+        let event = match ended {
+            _ if destination.crashed && destination.guest_ran => SourceEvent::Operator(OperatorWord::GiveUp),
+            _ if destination.crashed => SourceEvent::Operator(OperatorWord::NeverRan),
+            Some(GuestFate::OnDestination) if !answers || self.environment.rng.one_in(2) => {
+                SourceEvent::Operator(OperatorWord::HasGuest)
+            }
+            Some(GuestFate::OnSource) if !answers => SourceEvent::Operator(OperatorWord::NeverRan),
+            _ => SourceEvent::ResumePostcopy,
+        };
+        self.source.tell(event);
+        true
+    }
+
+    /// Nothing goes on without a user's word.
+    fn waits_for_operator(&self) -> bool {
+        let source = &self.source;
+        if source.crashed {
+            return self.destination.machine.paused().is_some() && !self.destination.crashed;
+        }
+        source.machine.paused().is_some() && source.inbox_length() == 0
     }
 
     fn user_continues(&mut self) -> bool {
@@ -202,6 +264,7 @@ impl World {
             timer,
             link.main.next_time(),
             link.back.next_time(),
+            link.preempt.next_time(),
             self.destination.ack_time(),
             self.destination.patience_ends(),
         ];
@@ -209,7 +272,7 @@ impl World {
         let ahead = times.into_iter().chain(channels).flatten().filter(|time| *time > environment.now).min();
         // A user who tosses a coin before he acts needs no time, only another toss.
         let user = self.source.machine.state_name() == "pre-switchover" && !self.source.crashed;
-        ahead.or(user.then_some(environment.now))
+        ahead.or((user || self.waits_for_operator()).then_some(environment.now))
     }
 
     fn stuck(&self) -> Violation {

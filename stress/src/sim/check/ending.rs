@@ -64,6 +64,12 @@ pub(super) fn check_pair(
         rule(source.memory.pages == environment.guest.truth, "a guest on the source has its memory")?;
     }
     let confirmed = outcome.ending == SourceEnding::Completed { confirmed: true };
+    let completed =
+        destination.machine.outcome().is_some_and(|outcome| outcome.fate == GuestFate::OnDestination);
+    let whole = destination.pages == environment.guest.truth.map(Some);
+    rule(!completed || destination.crashed || whole, "a completed guest has all of its memory")?;
+    let given_up = outcome.fate == GuestFate::Paused;
+    rule(!given_up || destination.crashed, "only a guest that died with its process is given up")?;
     rule(!confirmed || ran, "a confirmed guest has run on the destination")?;
     rule(disturbed || (outcome.fate == GuestFate::OnDestination && ran), "an undisturbed migration completes")
 }

@@ -6,6 +6,7 @@ mod ending;
 mod limits;
 mod one_guest;
 mod placement;
+mod postcopy;
 
 use super::destination_shell::DestinationShell;
 use super::environment::Environment;
@@ -24,6 +25,24 @@ pub enum Violation {
     /// I3: a page counts as received and is not there.
     #[error("I3: page {page} counts as received before it is placed")]
     MarkedBeforePlaced {
+        /// Which.
+        page: usize,
+    },
+    /// I4: a page came in postcopy that was there already.
+    #[error("I4: page {page} came twice")]
+    PlacedTwice {
+        /// Which.
+        page: usize,
+    },
+    /// I10: a page left in the background while another one was asked for.
+    #[error("I10: page {page} left although another one was asked for")]
+    Overtaken {
+        /// Which.
+        page: usize,
+    },
+    /// The guest's memory is not what it was.
+    #[error("page {page} of the running guest is not what the guest wrote")]
+    WrongPage {
         /// Which.
         page: usize,
     },
@@ -98,13 +117,15 @@ impl Checks {
         environment: &Environment,
     ) -> Result<(), Violation> {
         limits::check(source, environment)?;
-        placement::check(destination)?;
+        placement::check(destination, environment)?;
+        postcopy::check_order(source)?;
         if self.peer_lies {
             return Ok(());
         }
         agreement::check(source, destination)?;
         one_guest::check(source, destination)?;
         self.start.check(source, destination, environment)?;
+        postcopy::check_debt(source, destination, environment)?;
         self.barrier.check(source, destination, environment)
     }
 

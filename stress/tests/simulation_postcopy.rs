@@ -1,0 +1,133 @@
+//! Seeded migrations that go over to postcopy, with faults in every state of both machines, and a mutant for every invariant.
+//!
+//! Links are cut up to four times a run and made anew. Every run ends with the whole guest on the destination or with the
+//! guest running on the source, unless a process with a part of it was killed.
+
+use limosa_stress::sim::{Mutant, Place, Report, Scenario, Side, World};
+use std::collections::BTreeSet;
+
+/// Seeds per state: 27 states make 10,800 runs.
+const SEEDS: u64 = 400;
+
+/// A fault strikes up to so many steps after its state is reached, if the state lasts so long.
+const PATIENCE: u64 = 6;
+
+/// Of a state's seeds at least this part strikes in it: a quarter. Some states are short, and some lie behind a choice.
+const HITS_PART: u64 = 4;
+
+/// Runs that a mutant may survive.
+const MUTANT_RUNS_MAX: u64 = 2000;
+
+const SOURCE_STATES: [&str; 18] = [
+    "iterating",
+    "barrier",
+    "opening the preempt channel",
+    "stopping the guest",
+    "final sync",
+    "completing for postcopy",
+    "discarding",
+    "packaging devices",
+    "sending the package",
+    "awaiting running",
+    "pushing",
+    "draining",
+    "completing postcopy",
+    "awaiting completion",
+    "paused",
+    "fetching bitmaps",
+    "reopening the preempt channel",
+    "awaiting resume",
+];
+
+/// Between two steps of the world these are hardly ever seen to last, so a fault there strikes less often.
+const SHORT_STATES: [&str; 2] = ["pausing", "reconnecting"];
+
+const DESTINATION_STATES: [&str; 8] = [
+    "awaiting listen",
+    "loading the package",
+    "starting in postcopy",
+    "running",
+    "awaiting pages",
+    "pausing",
+    "paused",
+    "recovering",
+];
+
+fn places() -> impl Iterator<Item = Place> {
+    let source = SOURCE_STATES.into_iter().map(|state| Place { side: Side::Source, state });
+    let destination = DESTINATION_STATES.into_iter().map(|state| Place { side: Side::Destination, state });
+    source.chain(destination)
+}
+
+fn short_places() -> impl Iterator<Item = Place> {
+    SHORT_STATES.into_iter().map(|state| Place { side: Side::Source, state })
+}
+
+fn run(place: Place, seed: u64, patience: u64) -> Report {
+    World::new(Scenario::postcopy_struck_in(place, seed, patience))
+        .run()
+        .unwrap_or_else(|violation| panic!("{violation}; {place:?} seed {seed} patience {patience}"))
+}
+
+/// Runs a seed, patiently if the state lasts; says whether the fault struck where it was meant to.
+fn strike_in(place: Place, seed: u64) -> bool {
+    let hit = |report: Report| report.struck.iter().any(|strike| strike.place == Some(place));
+    [PATIENCE, 0].into_iter().any(|patience| hit(run(place, seed, patience)))
+}
+
+fn one_guest_after_faults_in(side: Side, places: impl Iterator<Item = Place>) {
+    for place in places.filter(|place| place.side == side) {
+        let hits = (0..SEEDS).filter(|seed| strike_in(place, *seed)).count() as u64;
+        assert!(hits >= SEEDS / HITS_PART, "{place:?} was struck {hits} times in {SEEDS}");
+    }
+}
+
+#[test]
+fn a_fault_in_any_state_of_a_postcopy_source_leaves_one_whole_guest() {
+    one_guest_after_faults_in(Side::Source, places().chain(short_places()));
+}
+
+#[test]
+fn a_fault_in_any_state_of_a_postcopy_destination_leaves_one_whole_guest() {
+    one_guest_after_faults_in(Side::Destination, places());
+}
+
+#[test]
+fn an_undisturbed_postcopy_completes_and_is_one() {
+    let switched = (0..1000)
+        .filter(|seed| {
+            let report = World::new(Scenario::postcopy(*seed)).run();
+            let report = report.unwrap_or_else(|violation| panic!("{violation}; seed {seed}"));
+            report.visited.iter().any(|place| place.state == "pushing")
+        })
+        .count();
+    assert!(switched >= 500, "only {switched} of 1000 switched");
+}
+
+#[test]
+fn the_lists_above_name_every_state_of_postcopy() {
+    let visited: BTreeSet<&str> = places()
+        .flat_map(|place| (0..20).map(move |seed| run(place, seed, PATIENCE)))
+        .flat_map(|report| report.visited)
+        .map(|place| place.state)
+        .collect();
+    let named = places().chain(short_places()).map(|place| place.state).collect::<BTreeSet<_>>();
+    let missing: Vec<_> = named.difference(&visited).collect();
+    assert!(missing.is_empty(), "never seen: {missing:?}");
+}
+
+#[test]
+fn every_mutant_of_postcopy_is_killed_by_the_check_of_its_invariant() {
+    let survivors: Vec<_> = Mutant::POSTCOPY.into_iter().filter(|mutant| !is_killed(*mutant)).collect();
+    assert_eq!(survivors, []);
+}
+
+fn is_killed(mutant: Mutant) -> bool {
+    let places: Vec<_> = places().collect();
+    (0..MUTANT_RUNS_MAX).any(|seed| {
+        let place = places[seed as usize % places.len()];
+        let scenario =
+            Scenario { mutant: Some(mutant), ..Scenario::postcopy_struck_in(place, seed, PATIENCE) };
+        World::new(scenario).run().is_err_and(|violation| mutant.explains(&violation))
+    })
+}
