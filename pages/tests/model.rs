@@ -186,3 +186,55 @@ fn racing_claimers_share_the_pages_without_loss_or_double() {
 fn a_run_outside_the_block_is_our_own_mistake() {
     DirtyBitmap::clean(PageCount(10)).mark(run(8, 11));
 }
+
+#[test]
+fn a_host_page_is_owed_and_claimed_as_a_whole() {
+    let huge = PageSize::new(16 * PAGE_BYTES as u64).unwrap();
+    let host_page = |index: u64| PageRun::new(PageIndex(16 * index), PageCount(16));
+    let owed = DirtyBitmap::clean(PageCount(64));
+    [3, 20, 31].into_iter().for_each(|page| {
+        owed.mark(PageRun::new(PageIndex(page), PageCount(1)));
+    });
+    owed.owe_whole(huge);
+    assert_eq!(owed.count(), PageCount(32));
+    assert!(owed.claim_host_page(host_page(1)));
+    assert!(!owed.claim_host_page(host_page(1)), "claimed before");
+    assert!(!owed.claim_host_page(host_page(2)), "not owed");
+    assert_eq!(owed.next_owed(PageIndex(0), PageCount(64)), Some(host_page(0)));
+    assert_eq!(owed.count(), PageCount(16));
+}
+
+#[test]
+fn racing_claimers_never_share_a_host_page() {
+    const HOST_PAGES: u64 = 4096;
+    let owed = DirtyBitmap::clean(PageCount(8 * HOST_PAGES));
+    owed.owe_all();
+    let claim_all = || {
+        (0..HOST_PAGES)
+            .filter(|index| owed.claim_host_page(PageRun::new(PageIndex(8 * index), PageCount(8))))
+            .count() as u64
+    };
+    let won = std::thread::scope(|scope| {
+        let claimers = [scope.spawn(claim_all), scope.spawn(claim_all)];
+        claimers.into_iter().map(|claimer| claimer.join().unwrap()).sum::<u64>()
+    });
+    assert_eq!((won, owed.count()), (HOST_PAGES, PageCount(0)));
+}
+
+#[test]
+fn after_a_seek_the_cursor_goes_on_there_and_comes_back_for_the_rest() {
+    let layout = RamLayout::new(vec![BlockLayout {
+        name: BlockName::new("ram").unwrap(),
+        length: ByteCount(100 * PAGE_BYTES as u64),
+        page_size: PageSize::FOUR_KIB,
+    }])
+    .unwrap();
+    let dirty = DirtyMap::clean(&layout);
+    dirty.owe_all();
+    let (mut scheduler, mut batch) = (PageScheduler::new(), PageBatch::default());
+    scheduler.seek(BlockId(0), PageIndex(70));
+    assert!(scheduler.next_batch(&dirty, PageCount(100), &mut batch));
+    assert_eq!(batch.runs, [PageRun::new(PageIndex(70), PageCount(30))]);
+    assert!(scheduler.next_batch(&dirty, PageCount(100), &mut batch));
+    assert_eq!(batch.runs, [PageRun::new(PageIndex(0), PageCount(70))]);
+}
