@@ -51,8 +51,8 @@ pub enum UffdError {
         /// Where.
         address: usize,
     },
-    /// The fault thread cannot be started or woken.
-    #[error("the fault thread cannot be started")]
+    /// A thread of the postcopy, or what wakes it, cannot be made.
+    #[error("a thread of the postcopy cannot be started")]
     Thread(#[source] io::Error),
     /// Pages are missing at the end: the guest must not go on without them.
     #[error("{count} pages of RAM block {block} never came, the first at page {first}", first = first.start)]
