@@ -12,6 +12,10 @@ pub(crate) enum Method {
     Zlib,
     /// zstd.
     Zstd,
+    /// LZ4, each packet by itself; only between two Limosas.
+    Lz4,
+    /// zstd, each packet by itself; only between two Limosas.
+    ZstdPacket,
 }
 
 /// Connections for pages.
@@ -23,6 +27,9 @@ pub(crate) struct ChannelOptions {
     /// How pages are compressed on these connections; the same on both sides.
     #[arg(long, value_enum, value_name = "METHOD", default_value_t = Method::None, requires = "channels")]
     compression: Method,
+    /// Threads that compress or decompress for all of them together; 0 is one per processor [default: 0]
+    #[arg(long, value_name = "N", requires = "channels")]
+    codec_workers: Option<u8>,
 }
 
 impl ChannelOptions {
@@ -37,10 +44,13 @@ impl ChannelOptions {
             Method::None => MultiFdCompression::None,
             Method::Zlib => MultiFdCompression::Zlib,
             Method::Zstd => MultiFdCompression::Zstd,
+            Method::Lz4 => MultiFdCompression::Lz4,
+            Method::ZstdPacket => MultiFdCompression::ZstdPacket,
         };
         MigrationParameters {
             multifd_channels: self.channels,
             multifd_compression: self.channels.map(|_| method),
+            x_multifd_codec_workers: self.codec_workers,
             ..MigrationParameters::default()
         }
     }
@@ -49,6 +59,9 @@ impl ChannelOptions {
     pub(crate) fn arguments(&self) -> Vec<String> {
         let Some(channels) = self.channels else { return Vec::new() };
         let method = self.compression.to_possible_value().expect("no method is hidden");
-        vec![format!("--channels={channels}"), format!("--compression={}", method.get_name())]
+        let mut words =
+            vec![format!("--channels={channels}"), format!("--compression={}", method.get_name())];
+        words.extend(self.codec_workers.map(|workers| format!("--codec-workers={workers}")));
+        words
     }
 }

@@ -170,6 +170,12 @@ pub enum LoadFault {
         /// How long they had, counted from the first section.
         patience: Duration,
     },
+    /// The source has made more channels than were waited for.
+    #[error("the source makes more multifd channels than the {expected} that are set here")]
+    ExtraChannel {
+        /// Our setting; 0 without multifd.
+        expected: u8,
+    },
     /// No more connections could be accepted.
     #[error("waiting for the multifd channels")]
     Accept(#[source] Box<TransportError>),

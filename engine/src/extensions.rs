@@ -3,14 +3,19 @@
 use crate::incoming::IncomingChannels;
 use crate::parameters::{Capabilities, Parameters};
 use limosa_protocol::FeatureWishes;
+use limosa_wire::multifd::Compression;
 use limosa_wire::{Features, MultifdSettings};
 
 /// What a destination offers to every source.
-pub(crate) const OFFERED: Features = Features::NONE;
+pub(crate) const OFFERED: Features = Features::PER_PACKET_CODECS;
 
 /// What a source asks for.
-pub(crate) fn wishes() -> FeatureWishes {
-    FeatureWishes { wanted: Features::NONE, required: Features::NONE }
+pub(crate) fn wishes(parameters: &Parameters, capabilities: &Capabilities) -> FeatureWishes {
+    let required = match multifd_settings(parameters, capabilities).compression {
+        Compression::PerPacket => Features::PER_PACKET_CODECS,
+        _ => Features::NONE,
+    };
+    FeatureWishes { wanted: Features::NONE, required }
 }
 
 /// What a source says of its multifd channels.

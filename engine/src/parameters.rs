@@ -4,6 +4,8 @@ use limosa_compress::packet::{ZLIB_LEVEL_MAX, ZSTD_LEVEL_MAX};
 use limosa_multifd::Codec;
 use limosa_pages::ByteCount;
 use limosa_protocol::AutoPostcopy;
+use limosa_wire::multifd::Compression;
+use std::num::NonZeroU8;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -21,8 +23,11 @@ pub struct Parameters {
     /// `multifd-channels`: connections for pages beside the main one, 1 to 255. The same on both sides.
     pub multifd_channels: u8,
     /// `multifd-compression` with `multifd-zlib-level` or `multifd-zstd-level`: how pages are compressed on these
-    /// channels. The same method on both sides.
+    /// channels. The same method on both sides; `lz4` and `zstd-packet` count as the same, and need a Limosa there.
     pub multifd_codec: Codec,
+    /// `x-multifd-codec-workers`: threads that compress or decompress for all channels together; `None` is one per
+    /// processor (0 in QMP).
+    pub codec_workers: Option<NonZeroU8>,
     /// `zero-page-detection`: who finds zero pages when pages leave on multifd channels.
     pub zero_page_detection: ZeroPageDetection,
     /// `max-postcopy-bandwidth`: bytes per second of pages that nobody has asked for, once the guest runs on the
@@ -90,6 +95,12 @@ pub enum ParameterError {
         /// The one that is missing.
         needs: &'static str,
     },
+    /// A method of compression that only another Limosa can read, and nobody to ask whether there is one.
+    #[error("multifd-compression {method} needs capability return-path")]
+    NeedsAnswers {
+        /// The method.
+        method: &'static str,
+    },
     /// Two capabilities that exclude each other.
     #[error("capabilities {name} and {other} cannot both be on")]
     Excludes {
@@ -113,6 +124,7 @@ impl Default for Parameters {
             xbzrle_cache_size: ByteCount(64 << 20),
             multifd_channels: 2,
             multifd_codec: Codec::None,
+            codec_workers: None,
             zero_page_detection: ZeroPageDetection::Multifd,
             max_postcopy_bandwidth: None,
             postcopy_auto: None,
@@ -145,20 +157,31 @@ impl Parameters {
             let name = "multifd-channels";
             return Err(ParameterError::OutOfRange { name, got: 0, expected: "1 to 255" });
         }
-        let (name, level, maximum, expected) = match self.multifd_codec {
-            Codec::None => return Ok(()),
-            Codec::Zlib { level } => ("multifd-zlib-level", level, ZLIB_LEVEL_MAX, "0 to 9"),
-            Codec::Zstd { level } => ("multifd-zstd-level", level, ZSTD_LEVEL_MAX, "0 to 20"),
-            // Nobody has asked the other side yet whether it understands them.
-            Codec::Lz4 | Codec::ZstdPacket { .. } => {
-                let name = "multifd-compression";
-                return Err(ParameterError::OutOfRange { name, got: 0, expected: "none, zlib or zstd" });
-            }
+        let (name, level, levels, expected) = match self.multifd_codec {
+            Codec::None | Codec::Lz4 => return Ok(()),
+            Codec::Zlib { level } => ("multifd-zlib-level", level, 0..=ZLIB_LEVEL_MAX, "0 to 9"),
+            Codec::Zstd { level } => ("multifd-zstd-level", level, 0..=ZSTD_LEVEL_MAX, "0 to 20"),
+            Codec::ZstdPacket { level } => ("multifd-zstd-level", level, 1..=ZSTD_LEVEL_MAX, "1 to 20"),
         };
-        if level > maximum {
+        if !levels.contains(&level) {
             return Err(ParameterError::OutOfRange { name, got: u64::from(level), expected });
         }
         Ok(())
+    }
+}
+
+impl Parameters {
+    /// Checks that the values can go together with `capabilities`, for a source.
+    ///
+    /// # Errors
+    /// [`ParameterError::NeedsAnswers`] for a codec that the destination must be asked about, without a return path.
+    pub fn validate_with(&self, capabilities: &Capabilities) -> Result<(), ParameterError> {
+        let asks = capabilities.multifd && self.multifd_codec.compression() == Compression::PerPacket;
+        match self.multifd_codec {
+            _ if !asks || capabilities.listens() => Ok(()),
+            Codec::Lz4 => Err(ParameterError::NeedsAnswers { method: "lz4" }),
+            _ => Err(ParameterError::NeedsAnswers { method: "zstd-packet" }),
+        }
     }
 }
 
@@ -204,6 +227,18 @@ mod tests {
             panic!("expected a range error")
         };
         assert_eq!((name, got), ("xbzrle-cache-size", 5000));
+    }
+
+    #[test]
+    fn a_codec_of_our_own_needs_somebody_to_ask() {
+        let capabilities = Capabilities { multifd: true, ..Capabilities::default() };
+        let parameters = Parameters { multifd_codec: Codec::Lz4, ..Parameters::default() };
+        let needs = ParameterError::NeedsAnswers { method: "lz4" };
+        assert_eq!(parameters.validate_with(&capabilities), Err(needs));
+        let listening = Capabilities { return_path: true, ..capabilities };
+        assert_eq!(parameters.validate_with(&listening), Ok(()));
+        let unused = Capabilities { multifd: false, ..capabilities };
+        assert_eq!(parameters.validate_with(&unused), Ok(()), "no channel, no codec");
     }
 
     #[test]

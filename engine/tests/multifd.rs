@@ -9,6 +9,7 @@ use limosa_engine::{
 };
 use limosa_transport::Address;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A migration's settings, the same on both sides.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +95,8 @@ fn a_writing_guest_arrives_over_any_number_of_channels() {
 
 #[test]
 fn a_writing_guest_arrives_with_every_codec() {
-    for codec in [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Zstd { level: 3 }] {
+    let of_qemu = [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Zstd { level: 3 }];
+    for codec in of_qemu.into_iter().chain([Codec::Lz4, Codec::ZstdPacket { level: 1 }]) {
         assert_arrives(Setting { codec, ..PLAIN });
     }
 }
@@ -136,17 +138,70 @@ fn a_second_attempt_begins_to_count_anew() {
     assert!(source.memory() == destination.memory());
 }
 
+/// Starts a migration to a destination with other settings; what both sides say of it.
+fn disagree(outgoing: OutgoingConfig, incoming: IncomingConfig) -> (OutgoingReport, IncomingReport) {
+    let (mut source, mut destination) = (Guest::running(10), Guest::incoming(10));
+    let (incoming, address) = start(&mut destination, incoming);
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, outgoing, savevm, vm, Arc::new(NoObserver)).unwrap();
+    let (outgoing, _) = outgoing.wait();
+    let (incoming, _) = incoming.wait();
+    assert!(!incoming.is_completed(), "{incoming:?}");
+    assert_eq!(destination.run_state(), RunState::InMigrate);
+    if !outgoing.is_completed() {
+        assert_eq!(source.run_state(), RunState::Running, "{outgoing:?}");
+    }
+    (outgoing, incoming)
+}
+
 #[test]
-fn sides_that_disagree_both_say_so_and_the_guest_stays() {
+fn sides_that_disagree_both_name_both_values_and_the_guest_stays() {
     let zstd = Setting { codec: Codec::Zstd { level: 1 }, ..PLAIN };
+    let lz4 = Setting { codec: Codec::Lz4, ..PLAIN };
     let three = Setting { count: 3, ..PLAIN };
-    for (here, there) in [(PLAIN, zstd), (zstd, PLAIN), (three, PLAIN)] {
-        let (mut source, mut destination) = (Guest::running(10), Guest::incoming(10));
-        let (outgoing, incoming) = migrate(&mut source, &mut destination, there, here);
-        assert!(!outgoing.is_completed() && !incoming.is_completed(), "{here:?} to {there:?}");
-        assert!(outgoing.statistics.error.is_some(), "{outgoing:?}");
-        assert!(incoming.statistics.error.is_some(), "{incoming:?}");
-        let states = (source.run_state(), destination.run_state());
-        assert_eq!(states, (RunState::Running, RunState::InMigrate), "{here:?} to {there:?}");
+    let off = |mut config: OutgoingConfig| {
+        config.capabilities.multifd = false;
+        config
+    };
+    let without = IncomingConfig { channels: None, ..incoming_config(PLAIN) };
+    for (here, there, words) in [
+        (outgoing_config(PLAIN), incoming_config(zstd), "multifd-compression: none at the source, zstd at"),
+        (outgoing_config(zstd), incoming_config(PLAIN), "multifd-compression: zstd at the source, none at"),
+        (
+            outgoing_config(lz4),
+            incoming_config(zstd),
+            "multifd-compression: per packet at the source, zstd at",
+        ),
+        (outgoing_config(three), incoming_config(PLAIN), "multifd-channels: 3 at the source, 2 at"),
+        (outgoing_config(PLAIN), incoming_config(three), "multifd-channels: 2 at the source, 3 at"),
+        (outgoing_config(PLAIN), without, "multifd: on at the source, off at the destination"),
+        (off(outgoing_config(PLAIN)), incoming_config(PLAIN), "multifd: off at the source, on at"),
+    ] {
+        let (outgoing, incoming) = disagree(here, there);
+        for error in [outgoing.statistics.error, incoming.statistics.error] {
+            let error = error.expect("a failure has a reason");
+            assert!(error.contains(words), "{error:?} does not say {words:?}");
+        }
+    }
+}
+
+#[test]
+fn a_source_that_does_not_say_how_many_channels_it_has_is_counted() {
+    let one = Setting { count: 1, ..PLAIN };
+    let silent = |setting| {
+        let mut config = outgoing_config(setting);
+        config.capabilities.return_path = false;
+        config
+    };
+    let hasty = IncomingConfig { channel_patience: Duration::ZERO, ..incoming_config(PLAIN) };
+    let without = IncomingConfig { channels: None, ..incoming_config(PLAIN) };
+    for (here, there, words) in [
+        (one, hasty, "1 of 2 multifd channels came within 0ns"),
+        (PLAIN, incoming_config(one), "more multifd channels than the 1 that are set here"),
+        (PLAIN, without, "more multifd channels than the 0 that are set here"),
+    ] {
+        let (_, incoming) = disagree(silent(here), there);
+        let error = incoming.statistics.error.expect("a failure has a reason");
+        assert!(error.contains(words), "{error:?} does not say {words:?}");
     }
 }

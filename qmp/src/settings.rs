@@ -71,6 +71,10 @@ words! {
         Qpl = "qpl",
         /// Kunpeng.
         Uadk = "uadk",
+        /// LZ4, each packet by itself; of Limosa alone.
+        Lz4 = "lz4",
+        /// zstd, each packet by itself; of Limosa alone.
+        ZstdPacket = "zstd-packet",
     }
 }
 
@@ -178,6 +182,11 @@ parameters! {
     multifd_qatzip_level: u8,
     /// Level of zstd.
     multifd_zstd_level: u8,
+    /// Threads that compress or decompress for all channels together; 0 is one per processor. Of Limosa alone.
+    x_multifd_codec_workers: u8,
+    /// The channels are brought into line at the end of every RAM section: QEMU's machine property
+    /// `multifd-flush-after-each-section`, on up to machine version 8.0.
+    x_multifd_flush_after_each_section: bool,
     /// Bytes of pages kept to encode deltas against; a power of two.
     xbzrle_cache_size: u64,
     /// Bytes per second of background pages in postcopy; 0 is unlimited.

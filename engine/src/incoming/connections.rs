@@ -4,7 +4,7 @@ use super::{IncomingChannels, IncomingConfig, Shared};
 use crate::error::LoadFault;
 use crate::savevm::ReceiveLinks;
 use crate::stop::Stop;
-use limosa_multifd::{ReceiveConfig, ReceiveLink, SYNC_PATIENCE};
+use limosa_multifd::{ReceiveConfig, ReceiveLink};
 use limosa_transport::{Failure, Link, Listener, Role};
 use limosa_wire::STREAM_MAGIC;
 use limosa_wire::multifd::MULTIFD_MAGIC;
@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// How long a new connection may keep to itself what it is. Sources say it at once (wire 4.3).
 const INTRODUCTION: Duration = Duration::from_secs(30);
+
+/// The same for a connection that nobody waits for. The stream stands meanwhile.
+const LATE_INTRODUCTION: Duration = Duration::from_millis(200);
 
 /// Where a stream comes from.
 pub(super) enum Origin {
@@ -23,23 +26,21 @@ pub(super) enum Origin {
 pub(super) struct Connections {
     pub(super) main: Link,
     pub(super) company: Option<Company>,
-    /// Where the connection for urgent pages will come from, if there is to be one and no company has it.
-    pub(super) listener: Option<Listener>,
 }
 
 /// The channels of a stream, as they come in. They are waited for when the first section needs them: a source that has
 /// other settings than ours says so before that.
 pub(super) struct Company {
     listener: Listener,
-    wanted: IncomingChannels,
+    /// `None` without multifd.
+    wanted: Option<IncomingChannels>,
     links: Vec<ReceiveLink>,
     /// Ends the main connection, the channels so far, and the wait for more.
     stop: Stop,
 }
 
 impl Origin {
-    /// The main connection, and what came before it. A listener that waits for no channels ends with it: another
-    /// stream is not this guest's.
+    /// The main connection, and what came before it.
     pub(super) fn connections(
         self,
         config: &IncomingConfig,
@@ -49,58 +50,72 @@ impl Origin {
         let preempt = config.uses_preempt();
         let listener = match (self, channels) {
             (Self::Link(_), _) if channels.is_some() || preempt => return Err(LoadFault::SingleConnection),
-            (Self::Link(main), _) => return Ok(Connections { main, company: None, listener: None }),
+            (Self::Link(main), _) => return Ok(Connections { main, company: None }),
             (Self::Listener(listener), None) => {
                 let main = listener.accept(None)?;
-                *shared.stop.lock() = Some(main.shutdown_handle().into());
-                let listener = preempt.then_some(listener);
-                return Ok(Connections { main, company: None, listener });
+                let mut stop = Stop::from(main.shutdown_handle());
+                *shared.stop.lock() = Some(stop.clone());
+                stop.add(listener.shutdown_handle());
+                let company = Company { listener, wanted: None, links: Vec::new(), stop };
+                return Ok(Connections { main, company: Some(company) });
             }
             (Self::Listener(listener), Some(_)) => listener,
         };
-        let wanted = channels.expect("the other cases have returned").clone();
+        let wanted = channels.cloned();
         let stop = Stop::from(listener.shutdown_handle());
         let mut company = Company { listener, wanted, links: Vec::new(), stop };
         loop {
-            if let Some(main) = company.accept(None, shared)? {
-                return Ok(Connections { main, company: Some(company), listener: None });
+            if let Some(main) = company.accept(None, INTRODUCTION, shared)? {
+                return Ok(Connections { main, company: Some(company) });
             }
         }
     }
 }
 
 impl Company {
-    /// The channels, once they are all there.
+    /// The channels, once they are all there; `None` without multifd. And the listener: what else
+    /// comes there is another stream's, unless it is the connection for urgent pages.
     pub(super) fn gather(
         mut self,
-        patience: Duration,
+        config: &IncomingConfig,
         shared: &Shared,
-    ) -> Result<(ReceiveLinks, Listener), LoadFault> {
+    ) -> Result<(Option<ReceiveLinks>, Listener), LoadFault> {
+        let patience = config.channel_patience;
         let deadline = Instant::now().checked_add(patience);
-        while self.links.len() < usize::from(self.wanted.count) {
-            match self.accept(deadline, shared) {
+        let expected = self.wanted.as_ref().map_or(0, |wanted| wanted.count);
+        while self.links.len() < usize::from(expected) {
+            match self.accept(deadline, INTRODUCTION, shared) {
                 Ok(None) => {}
                 Ok(Some(_)) => return Err(LoadFault::SecondStream),
                 Err(LoadFault::Transport(error)) if matches!(error.failure, Failure::TimedOut { .. }) => {
-                    let (expected, got) = (self.wanted.count, self.links.len() as u8);
+                    let got = self.links.len() as u8;
                     return Err(LoadFault::MissingChannels { expected, got, patience });
                 }
                 Err(LoadFault::Transport(error)) => return Err(LoadFault::Accept(Box::new(error))),
                 Err(fault) => return Err(fault),
             }
         }
-        let config = ReceiveConfig {
-            uuid: self.wanted.uuid,
-            compression: self.wanted.compression,
-            sync_patience: SYNC_PATIENCE,
-            on_failure: None,
-            codec_workers: None,
-        };
-        Ok((ReceiveLinks { links: self.links, config, sync: self.wanted.sync }, self.listener))
+        // A source makes all of them before its first section, so one too many is here by now.
+        if !config.uses_preempt()
+            && let Ok(None) = self.accept(Some(Instant::now()), LATE_INTRODUCTION, shared)
+        {
+            return Err(LoadFault::ExtraChannel { expected });
+        }
+        let channels = self.wanted.map(|IncomingChannels { compression, sync, uuid, .. }| {
+            let codec_workers = config.codec_workers;
+            let config = ReceiveConfig { uuid, compression, codec_workers, ..ReceiveConfig::default() };
+            ReceiveLinks { links: self.links, config, sync }
+        });
+        Ok((channels, self.listener))
     }
 
     /// Takes in the next connection: a channel, which is kept, or a main stream.
-    fn accept(&mut self, deadline: Option<Instant>, shared: &Shared) -> Result<Option<Link>, LoadFault> {
+    fn accept(
+        &mut self,
+        deadline: Option<Instant>,
+        introduction: Duration,
+        shared: &Shared,
+    ) -> Result<Option<Link>, LoadFault> {
         let mut link = self.listener.accept(deadline)?;
         self.stop.add(link.shutdown_handle());
         {
@@ -111,7 +126,7 @@ impl Company {
             }
             *stop = Some(self.stop.clone());
         }
-        if !is_channel(&mut link)? {
+        if !is_channel(&mut link, introduction)? {
             return Ok(Some(link));
         }
         self.links.push(ReceiveLink::new(link.split().0));
@@ -120,8 +135,8 @@ impl Company {
 }
 
 /// Whether a new connection is a multifd channel. If not, it is a main stream.
-fn is_channel(link: &mut Link) -> Result<bool, LoadFault> {
-    link.set_deadline(Some(INTRODUCTION))?;
+fn is_channel(link: &mut Link, introduction: Duration) -> Result<bool, LoadFault> {
+    link.set_deadline(Some(introduction))?;
     let first = link.peek(size_of::<u32>())?.to_vec();
     let magic = <[u8; 4]>::try_from(first.as_slice()).map(u32::from_be_bytes);
     let is_channel = match magic {

@@ -104,7 +104,7 @@ impl Loader {
 
     fn start(self, connections: Connections, inbox: Inbox) -> Running {
         self.shared.view.lock().began = Some(Instant::now());
-        let Connections { main, company, listener } = connections;
+        let Connections { main, company } = connections;
         let bidirectional = main.is_bidirectional();
         let main_link = main.shutdown_handle();
         let (reader, writer) = main.split();
@@ -125,7 +125,7 @@ impl Loader {
             package: None,
             postcopy: None,
             inbox: Some(inbox),
-            listener,
+            listener: None,
             main_link,
             company,
             answers: bidirectional.then(|| StreamWriter::new(writer)),
@@ -327,9 +327,8 @@ impl Running {
     /// Waits for the channels, if there are to be some, and lets every live entry prepare.
     fn load_setup(&mut self, features: Features) -> Result<(), LoadFault> {
         let Loader { config, shared, savevm, .. } = &mut self.loader;
-        let gather = |company: Company| company.gather(config.channel_patience, shared);
-        let gathered = self.company.take().map(gather).transpose()?;
-        let channels = gathered.map(|(channels, listener)| {
+        let gather = |company: Company| company.gather(config, shared);
+        let channels = self.company.take().map(gather).transpose()?.and_then(|(channels, listener)| {
             // What else comes there is wanted only if it is the connection for urgent pages.
             self.listener = config.uses_preempt().then_some(listener);
             channels

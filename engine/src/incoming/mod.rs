@@ -25,6 +25,7 @@ use limosa_wire::multifd::Compression;
 use loader::Loader;
 use parking_lot::Mutex;
 use postcopy::{Inbox, Said};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -53,6 +54,8 @@ pub struct IncomingConfig {
     pub channel_patience: Duration,
     /// The guest may come before its memory (capability `postcopy-ram`). `None` refuses that.
     pub postcopy: Option<IncomingPostcopy>,
+    /// Threads that decompress for all channels together; `None` is one per processor.
+    pub codec_workers: Option<NonZeroU8>,
 }
 
 /// The multifd channels of an incoming migration. All but the number follow from the source's settings.
@@ -131,6 +134,7 @@ impl Default for IncomingConfig {
             channels: None,
             channel_patience: Duration::from_secs(10),
             postcopy: None,
+            codec_workers: None,
         }
     }
 }

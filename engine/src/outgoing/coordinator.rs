@@ -146,7 +146,7 @@ impl Coordinator {
             return_path: capabilities.listens(),
             pause_before_switchover: capabilities.pause_before_switchover,
             switchover_ack: capabilities.switchover_ack,
-            features: extensions::wishes(),
+            features: extensions::wishes(parameters, capabilities),
             multifd: extensions::multifd_settings(parameters, capabilities),
             convergence: ConvergenceConfig {
                 downtime_limit: parameters.downtime_limit,

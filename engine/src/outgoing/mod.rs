@@ -144,6 +144,7 @@ impl OutgoingConfig {
     fn validate(&self) -> Result<(), StartError> {
         self.parameters.validate()?;
         self.capabilities.validate()?;
+        self.parameters.validate_with(&self.capabilities)?;
         Ok(())
     }
 }

@@ -40,7 +40,8 @@ impl Channels {
             ZeroPageDetection::Legacy => ByteCount(0),
             ZeroPageDetection::Multifd | ZeroPageDetection::None => setup.parameters.xbzrle_cache_size,
         };
-        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers: None };
+        let codec_workers = setup.parameters.codec_workers;
+        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers };
         Ok(Some(Self {
             pool: SendChannels::new(links, ram.clone(), config)?,
             batch: SendBatch::new(BlockId(0)),

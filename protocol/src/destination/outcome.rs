@@ -164,7 +164,7 @@ impl DestinationOutcome {
 
 /// Said the same way on both sides: the source hears these words too.
 fn differs<T: fmt::Display>(name: &str, theirs: T, ours: T, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{name}: {theirs} on the source, {ours} on the destination")
+    write!(f, "{name}: {theirs} at the source, {ours} at the destination")
 }
 
 fn section_or_header(section: &Option<SectionId>) -> String {

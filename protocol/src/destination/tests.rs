@@ -330,14 +330,14 @@ fn what_the_source_chose_is_told_to_the_handlers_before_the_first_section_once()
 #[test]
 fn settings_that_differ_are_refused_with_both_values() {
     let table = [
-        (0, Compression::None, "multifd: off on the source, on on the destination"),
-        (2, Compression::Zstd, "multifd-channels: 2 on the source, 4 on the destination"),
-        (4, Compression::Zlib, "multifd-compression: zlib on the source, zstd on the destination"),
+        (0, Compression::None, "multifd: off at the source, on at the destination"),
+        (2, Compression::Zstd, "multifd-channels: 2 at the source, 4 at the destination"),
+        (4, Compression::Zlib, "multifd-compression: zlib at the source, zstd at the destination"),
         (
             1,
             Compression::None,
-            "multifd-channels: 1 on the source, 4 on the destination; \
-             multifd-compression: none on the source, zstd on the destination",
+            "multifd-channels: 1 at the source, 4 at the destination; \
+             multifd-compression: none at the source, zstd at the destination",
         ),
     ];
     for (channels, compression, text) in table {

@@ -72,6 +72,7 @@ impl Moving {
         let config = OutgoingConfig {
             parameters: settings.parameters().clone(),
             capabilities: settings.capabilities(),
+            channel_sync: settings.channel_sync(),
             ..OutgoingConfig::default()
         };
         let teller = Arc::new(Teller { guest: Arc::clone(guest), journey: Journey::Out });
@@ -109,6 +110,7 @@ impl Moving {
             // The guest's handle decides when it comes, so that the operator may change his mind until then.
             autostart: true,
             channels: settings.incoming_channels(savevm.configuration().uuid),
+            codec_workers: settings.parameters().codec_workers,
             ..IncomingConfig::default()
         };
         let journey = Journey::In(Arc::clone(&self.bell));

@@ -7,6 +7,7 @@ use limosa_qmp::{
     CommandError, MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationParameters,
     MultiFdCompression, ZeroPageDetection,
 };
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 /// What the operator has set so far.
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub(super) struct Settings {
     parameters: Parameters,
     levels: Levels,
+    channel_sync: ChannelSync,
     capabilities: Capabilities,
 }
 
@@ -31,6 +33,7 @@ impl Default for Settings {
             parameters: Parameters::default(),
             // QEMU's defaults.
             levels: Levels { zlib: 1, zstd: 1 },
+            channel_sync: ChannelSync::default(),
             capabilities: Capabilities { return_path: true, ..Capabilities::default() },
         }
     }
@@ -45,12 +48,17 @@ impl Settings {
         self.capabilities
     }
 
+    /// At which records of the stream multifd channels are brought into line.
+    pub(super) fn channel_sync(&self) -> ChannelSync {
+        self.channel_sync
+    }
+
     /// The multifd channels that a guest comes on, if it does: these settings are the source's too.
     pub(super) fn incoming_channels(&self, uuid: Option<[u8; 16]>) -> Option<IncomingChannels> {
         self.capabilities.multifd.then(|| IncomingChannels {
             count: self.parameters.multifd_channels,
             compression: self.parameters.multifd_codec.compression(),
-            sync: ChannelSync::default(),
+            sync: self.channel_sync,
             uuid: uuid.unwrap_or_default(),
         })
     }
@@ -77,12 +85,16 @@ impl Settings {
         if let Some(place) = wanted.zero_page_detection {
             parameters.zero_page_detection = engine_detection(place);
         }
+        if let Some(workers) = wanted.x_multifd_codec_workers {
+            parameters.codec_workers = NonZeroU8::new(workers);
+        }
+        let channel_sync = wanted.x_multifd_flush_after_each_section.map_or(self.channel_sync, when_in_line);
         levels.zlib = wanted.multifd_zlib_level.unwrap_or(levels.zlib);
         levels.zstd = wanted.multifd_zstd_level.unwrap_or(levels.zstd);
         let method = wanted.multifd_compression.unwrap_or_else(|| method(parameters.multifd_codec));
         parameters.multifd_codec = levels.codec(method)?;
         parameters.validate().and_then(|()| levels.validate()).map_err(generic)?;
-        (self.parameters, self.levels) = (parameters, levels);
+        (self.parameters, self.levels, self.channel_sync) = (parameters, levels, channel_sync);
         Ok(())
     }
 
@@ -95,6 +107,7 @@ impl Settings {
             xbzrle_cache_size,
             multifd_channels,
             multifd_codec,
+            codec_workers,
             zero_page_detection,
             max_postcopy_bandwidth,
             postcopy_auto: _,
@@ -108,6 +121,8 @@ impl Settings {
             multifd_compression: Some(method(*multifd_codec)),
             multifd_zlib_level: Some(self.levels.zlib),
             multifd_zstd_level: Some(self.levels.zstd),
+            x_multifd_codec_workers: Some(codec_workers.map_or(0, NonZeroU8::get)),
+            x_multifd_flush_after_each_section: Some(self.channel_sync == ChannelSync::PerSection),
             zero_page_detection: Some(monitor_detection(*zero_page_detection)),
             max_postcopy_bandwidth: Some(max_postcopy_bandwidth.map_or(0, |bytes| bytes.0)),
             mode: Some(MigMode::Normal),
@@ -161,6 +176,8 @@ impl Levels {
             MultiFdCompression::None => Ok(Codec::None),
             MultiFdCompression::Zlib => Ok(Codec::Zlib { level: self.zlib }),
             MultiFdCompression::Zstd => Ok(Codec::Zstd { level: self.zstd }),
+            MultiFdCompression::Lz4 => Ok(Codec::Lz4),
+            MultiFdCompression::ZstdPacket => Ok(Codec::ZstdPacket { level: self.zstd }),
             MultiFdCompression::Qatzip | MultiFdCompression::Qpl | MultiFdCompression::Uadk => {
                 let text = format!("Compression '{method}' is not supported by this VMM");
                 Err(CommandError::generic(text))
@@ -181,8 +198,13 @@ fn method(codec: Codec) -> MultiFdCompression {
         Codec::None => MultiFdCompression::None,
         Codec::Zlib { .. } => MultiFdCompression::Zlib,
         Codec::Zstd { .. } => MultiFdCompression::Zstd,
-        Codec::Lz4 | Codec::ZstdPacket { .. } => unreachable!("refused by the engine's parameters"),
+        Codec::Lz4 => MultiFdCompression::Lz4,
+        Codec::ZstdPacket { .. } => MultiFdCompression::ZstdPacket,
     }
+}
+
+fn when_in_line(after_each_section: bool) -> ChannelSync {
+    if after_each_section { ChannelSync::PerSection } else { ChannelSync::PerRound }
 }
 
 fn engine_detection(place: ZeroPageDetection) -> limosa::ZeroPageDetection {
@@ -225,6 +247,8 @@ fn refuse_unsupported(wanted: &MigrationParameters) -> Result<(), CommandError> 
     rest.multifd_compression = None;
     rest.multifd_zlib_level = None;
     rest.multifd_zstd_level = None;
+    rest.x_multifd_codec_workers = None;
+    rest.x_multifd_flush_after_each_section = None;
     rest.zero_page_detection = None;
     rest.mode = rest.mode.filter(|mode| *mode != MigMode::Normal);
     let rest = serde_json::to_value(&rest).expect("parameters are JSON");

@@ -23,6 +23,9 @@ fn parameters_that_were_set_are_shown() {
             "multifd-compression": "none",
             "multifd-zlib-level": 1,
             "multifd-zstd-level": 1,
+            "x-multifd-codec-workers": 0,
+            "x-multifd-flush-after-each-section": false,
+            "max-postcopy-bandwidth": 0,
             "zero-page-detection": "multifd",
             "mode": "normal",
         })
@@ -32,6 +35,8 @@ fn parameters_that_were_set_are_shown() {
     vmm.execute("migrate-set-parameters", set);
     // A level waits for its method.
     let set = json!({ "multifd-channels": 4, "multifd-zlib-level": 9, "multifd-zstd-level": 20 });
+    vmm.execute("migrate-set-parameters", set);
+    let set = json!({ "x-multifd-codec-workers": 3, "x-multifd-flush-after-each-section": true });
     vmm.execute("migrate-set-parameters", set);
     let set = json!({ "multifd-compression": "zstd", "zero-page-detection": "legacy" });
     vmm.execute("migrate-set-parameters", set);
@@ -46,6 +51,9 @@ fn parameters_that_were_set_are_shown() {
             "multifd-compression": "zstd",
             "multifd-zlib-level": 9,
             "multifd-zstd-level": 20,
+            "x-multifd-codec-workers": 3,
+            "x-multifd-flush-after-each-section": true,
+            "max-postcopy-bandwidth": 0,
             "zero-page-detection": "legacy",
             "mode": "normal",
         })
@@ -181,7 +189,25 @@ fn a_guest_stays_where_the_sides_were_set_to_different_methods() {
     source.migrate(&uri);
     source.wait("failed");
     destination.wait("failed");
+    for vmm in [&mut source, &mut destination] {
+        let error = vmm.query_migrate()["error-desc"].as_str().unwrap_or_default().to_owned();
+        assert!(
+            error.contains("multifd-compression: zlib at the source, zstd at the destination"),
+            "{error}"
+        );
+    }
     assert_eq!((source.status(), destination.status()), ("running".to_owned(), "inmigrate".to_owned()));
+}
+
+#[test]
+fn a_method_of_our_own_needs_answers() {
+    let Some(mut vmm) = idle("a method of our own") else { return };
+    vmm.set_capability("return-path", false);
+    vmm.set_capability("multifd", true);
+    vmm.execute("migrate-set-parameters", json!({ "multifd-compression": "lz4" }));
+    let refusal = vmm.refusal("migrate", json!({ "uri": "tcp:127.0.0.1:1" }));
+    assert!(refusal.contains("multifd-compression lz4 needs capability return-path"), "{refusal}");
+    assert_eq!(vmm.status(), "running");
 }
 
 #[test]
