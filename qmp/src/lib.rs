@@ -34,7 +34,10 @@ pub use command::Command;
 pub use error::QmpError;
 pub use events::{Events, Notice};
 pub use message::{CommandError, ErrorClass, Event, Greeting, QemuVersion, Timestamp, VersionInfo};
-pub use migration::{MigrationInfo, MigrationStats, MigrationStatus, RunState, StatusInfo, XbzrleCacheStats};
+pub use migration::{
+    MigrationInfo, MigrationStats, MigrationStatus, MultifdChannelStats, RunState, StatusInfo,
+    XbzrleCacheStats,
+};
 pub use server::{CONNECTIONS_MAX, Commands, Identity, Server};
 pub use settings::{
     MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationParameters, MultiFdCompression,

@@ -124,6 +124,9 @@ pub struct MigrationInfo {
     /// Why it could not even start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_reasons: Option<Vec<String>>,
+    /// What each multifd channel has done; of Limosa alone, and only with channels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_multifd_channels: Option<Vec<MultifdChannelStats>>,
     /// Where the destination listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_address: Option<Vec<SocketAddress>>,
@@ -167,6 +170,26 @@ pub struct MigrationStats {
     pub postcopy_bytes: u64,
     /// Times that zero-copy fell back to copying.
     pub dirty_sync_missed_zero_copy: u64,
+}
+
+/// What one multifd channel has done. Bytes, unless said otherwise; times in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct MultifdChannelStats {
+    /// On its connection, headers included.
+    pub bytes: u64,
+    /// Packets, those of synchronisation included.
+    pub packets: u64,
+    /// Pages with their bytes.
+    pub normal: u64,
+    /// Pages of zeros, only named.
+    pub duplicate: u64,
+    /// Time inside sends or receives.
+    pub transferring_us: u64,
+    /// Time without work.
+    pub waiting_us: u64,
+    /// Time that it waited for compression.
+    pub waiting_for_codec_us: u64,
 }
 
 /// Statistics of delta encoding.

@@ -5,7 +5,7 @@ use super::process::Vmm;
 use crate::guest::{DirtierOptions, Kind, MachineOptions};
 use crate::size::Size;
 use limosa_pages::PageCount;
-use limosa_qmp::StatusInfo;
+use limosa_qmp::{MultifdChannelStats, StatusInfo};
 use limosa_vmm::KvmUnusable;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ pub(super) struct Figures {
     rounds: Vec<Round>,
     downtime_us: Option<Downtime>,
     ram: Ram,
+    channels: Vec<MultifdChannelStats>,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -172,6 +173,7 @@ fn write_text(
             round.number, round.owed_pages, round.sent_pages
         )?;
     }
+    write_channels(out, &figures.channels)?;
     let ram = &figures.ram;
     let seconds = figures.total_us as f64 / 1e6;
     let rate = Size((figures.transferred as f64 / seconds.max(1e-6)) as u64);
@@ -209,6 +211,28 @@ fn write_text(
         if arrival.never_stepped_back() { "" } else { ", BUT STEPPED BACK" }
     )?;
     write_verdict(out, verification)
+}
+
+fn write_channels(out: &mut String, channels: &[MultifdChannelStats]) -> std::fmt::Result {
+    if channels.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nchannel        packets          pages          bytes        sending   without work  for the codec"
+    )?;
+    for (number, channel) in channels.iter().enumerate() {
+        let pages = channel.normal + channel.duplicate;
+        let bytes = Size(channel.bytes).to_string();
+        let times = [channel.transferring_us, channel.waiting_us, channel.waiting_for_codec_us].map(time);
+        let [sending, idle, codec] = times;
+        let packets = channel.packets;
+        writeln!(
+            out,
+            "{number:>7} {packets:>14} {pages:>14} {bytes:>14} {sending:>14} {idle:>14} {codec:>14}"
+        )?;
+    }
+    Ok(())
 }
 
 fn write_verdict(out: &mut String, verification: &Verification) -> std::fmt::Result {

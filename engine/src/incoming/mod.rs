@@ -17,6 +17,7 @@ use crate::thread;
 use crate::vm::Vm;
 use connections::Origin;
 use crossbeam_channel::Sender;
+use limosa_multifd::ChannelStatistics;
 use limosa_pages::ByteCount;
 use limosa_postcopy::{PostcopyStatistics, UffdSink};
 use limosa_protocol::{DestinationEvent, DestinationOutcome, MigrationStatus};
@@ -90,6 +91,8 @@ pub struct IncomingStatistics {
     pub received: ByteCount,
     /// What the RAM handler counts; zeros if the guest has none.
     pub ram: RamStatistics,
+    /// What each multifd channel has done; empty without channels.
+    pub channels: Vec<ChannelStatistics>,
     /// How faults were served; `None` before the guest came in postcopy.
     pub postcopy: Option<PostcopyStatistics>,
     /// Why it failed, or is paused.
@@ -309,6 +312,7 @@ impl Shared {
             received: ByteCount(0),
             ram: RamStatistics::default(),
             postcopy: None,
+            channels: Vec::new(),
             error: None,
         };
         Self {
@@ -328,6 +332,7 @@ impl Shared {
         }
         if let Some(counters) = &view.counters {
             statistics.ram = counters.snapshot();
+            statistics.channels = counters.channels();
         }
         drop(view);
         if let Some(faults) = &*self.faults.lock() {

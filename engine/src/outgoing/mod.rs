@@ -21,6 +21,7 @@ use crate::thread;
 use crate::vm::Vm;
 use coordinator::{Control, Coordinator};
 use crossbeam_channel::{Sender, TrySendError};
+use limosa_multifd::ChannelStatistics;
 use limosa_pages::ByteCount;
 use limosa_postcopy::UrgentStatistics;
 use limosa_protocol::{GuestFate, MigrationStatus, OperatorWord, SourceOutcome};
@@ -82,6 +83,8 @@ pub struct OutgoingStatistics {
     pub passes: u64,
     /// What the RAM handler counts; zeros if the guest has none.
     pub ram: RamStatistics,
+    /// What each multifd channel has done; empty without channels.
+    pub channels: Vec<ChannelStatistics>,
     /// Rounds so far.
     pub rounds: Vec<Round>,
     /// Bytes pushed after the guest had moved.
@@ -335,6 +338,7 @@ impl Shared {
             bandwidth: None,
             passes: 0,
             ram: RamStatistics::default(),
+            channels: Vec::new(),
             rounds: Vec::new(),
             postcopy_bytes: ByteCount(0),
             pauses: 0,
@@ -369,6 +373,7 @@ impl Shared {
         }
         if let Some(counters) = &view.counters {
             statistics.ram = counters.snapshot();
+            statistics.channels = counters.channels();
         }
         drop(view);
         statistics.urgent = self.urgent.lock().as_ref().and_then(|urgent| urgent.statistics());

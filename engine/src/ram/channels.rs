@@ -139,10 +139,9 @@ impl Channels {
         let channels = self.pool.statistics();
         let normal: PageCount = channels.iter().map(|channel| channel.normal).sum();
         let zero: PageCount = channels.iter().map(|channel| channel.zero).sum();
-        let bytes: ByteCount = channels.iter().map(|channel| channel.bytes).sum();
         counters.normal.store(normal.0, Ordering::Relaxed);
         counters.zero.store((zero + self.zero_on_main).0, Ordering::Relaxed);
-        counters.channel_bytes.store(bytes.0, Ordering::Relaxed);
+        counters.show_channels(channels);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the RAM handler has done, readable by any thread at any time.
 
+use limosa_multifd::ChannelStatistics;
 use limosa_pages::{ByteCount, PageCount};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Declares the counters once: live, and as a copy of their values.
@@ -10,6 +12,7 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct RamCounters {
             $(pub(super) $name: AtomicU64,)*
+            channels: Mutex<Vec<ChannelStatistics>>,
         }
 
         /// A copy of [`RamCounters`].
@@ -26,6 +29,7 @@ macro_rules! counters {
 
             pub(crate) fn reset(&self) {
                 $(self.$name.store(0, Ordering::Relaxed);)*
+                self.channels.lock().clear();
             }
         }
     };
@@ -58,6 +62,20 @@ counters! {
     xbzrle_miss: PageCount,
     /// Pages that changed too much for a delta.
     xbzrle_overflow: PageCount,
+}
+
+impl RamCounters {
+    /// What each multifd channel has done, as of the latest batch or synchronisation point; empty without channels.
+    pub fn channels(&self) -> Vec<ChannelStatistics> {
+        self.channels.lock().clone()
+    }
+
+    /// Shows what the channels have counted.
+    pub(super) fn show_channels(&self, channels: Vec<ChannelStatistics>) {
+        let bytes: ByteCount = channels.iter().map(|channel| channel.bytes).sum();
+        self.channel_bytes.store(bytes.0, Ordering::Relaxed);
+        *self.channels.lock() = channels;
+    }
 }
 
 /// Adds without ordering: counters are read for display and estimates only.

@@ -18,7 +18,6 @@ use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
 use limosa_wire::{PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// One incoming migration of a guest's RAM.
 pub(crate) struct RamLoad {
@@ -46,6 +45,7 @@ impl Channels {
         let statistics = self.pool.close()?;
         add(&counters.normal, statistics.iter().map(|channel| channel.normal.0).sum());
         add(&counters.zero, statistics.iter().map(|channel| channel.zero.0).sum());
+        counters.show_channels(statistics);
         Ok(())
     }
 }
@@ -131,9 +131,7 @@ impl RamLoad {
             return Ok(());
         };
         channels.pool.wait_sync()?;
-        let statistics = channels.pool.statistics();
-        let bytes = statistics.iter().map(|channel| channel.bytes.0).sum();
-        self.counters.channel_bytes.store(bytes, Ordering::Relaxed);
+        self.counters.show_channels(channels.pool.statistics());
         Ok(())
     }
 

@@ -4,8 +4,10 @@ use super::moving::{Figures, Last};
 use super::settings::Settings;
 use crate::report::{VerifyReport, WorkerProgress};
 use limosa::pages::{ByteCount, PAGE_BYTES};
-use limosa::{IncomingStatistics, OutgoingStatistics, RamStatistics};
-use limosa_qmp::{MigrationInfo, MigrationStats, MigrationStatus, SocketAddress, XbzrleCacheStats};
+use limosa::{ChannelStatistics, IncomingStatistics, OutgoingStatistics, RamStatistics};
+use limosa_qmp::{
+    MigrationInfo, MigrationStats, MigrationStatus, MultifdChannelStats, SocketAddress, XbzrleCacheStats,
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -51,6 +53,7 @@ fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &S
         expected_downtime: (shown && !completed).then(|| milliseconds(expected_downtime)),
         downtime: statistics.downtime.filter(|_| completed).map(|downtime| milliseconds(downtime.total())),
         ram: shown.then(|| ram_stats(statistics, total)),
+        x_multifd_channels: channels(&statistics.channels),
         xbzrle_cache: xbzrle.filter(|_| shown).map(|size| xbzrle_stats(&statistics.ram, size)),
         error_desc: statistics.error.clone(),
         ..MigrationInfo::default()
@@ -61,9 +64,24 @@ fn incoming_info(statistics: &IncomingStatistics, address: Option<&limosa::Addre
     MigrationInfo {
         status: Some(status(statistics.status)),
         error_desc: statistics.error.clone(),
+        x_multifd_channels: channels(&statistics.channels),
         socket_address: address.and_then(SocketAddress::of).map(|address| vec![address]),
         ..MigrationInfo::default()
     }
+}
+
+/// What each channel has done; `None` if there are none.
+fn channels(channels: &[ChannelStatistics]) -> Option<Vec<MultifdChannelStats>> {
+    let told = |channel: &ChannelStatistics| MultifdChannelStats {
+        bytes: channel.bytes.0,
+        packets: channel.packets,
+        normal: channel.normal.0,
+        duplicate: channel.zero.0,
+        transferring_us: microseconds(channel.transferring),
+        waiting_us: microseconds(channel.waiting),
+        waiting_for_codec_us: microseconds(channel.waiting_for_codec),
+    };
+    (!channels.is_empty()).then(|| channels.iter().map(told).collect())
 }
 
 fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStats {
@@ -138,6 +156,7 @@ pub(super) fn report(last: &Last) -> Value {
                     "resume": microseconds(downtime.resume),
                 })),
                 "ram": ram(&statistics.ram),
+                "channels": channels(&statistics.channels).unwrap_or_default(),
             })
         }
         Last::Arrived(report) => {
@@ -150,6 +169,7 @@ pub(super) fn report(last: &Last) -> Value {
                 "total-us": microseconds(statistics.total_time),
                 "received": statistics.received.0,
                 "ram": ram(&statistics.ram),
+                "channels": channels(&statistics.channels).unwrap_or_default(),
             })
         }
     }
