@@ -186,3 +186,68 @@ proptest! {
         prop_assert!(precopy.is_some());
     }
 }
+
+fn with_policy(auto_postcopy: AutoPostcopy) -> Convergence {
+    let config = ConvergenceConfig { auto_postcopy: Some(auto_postcopy), ..ConvergenceConfig::default() };
+    Convergence::new(config, Instant::now())
+}
+
+/// A round that sent `owed` over a link of 1 GiB/s.
+fn round(convergence: &mut Convergence, owed: u64) {
+    let time = BytesPerSecond(GIB).time_for(ByteCount(owed));
+    let link = BandwidthSample { bytes: ByteCount(owed), time, throttled: false };
+    convergence.round_finished(RoundSample { link, whole: time });
+}
+
+/// The verdicts of a migration that is owed these amounts, one after the other.
+fn verdicts(convergence: &mut Convergence, owed: &[u64]) -> Vec<Verdict> {
+    let mut before = None;
+    let decide = |owed: &u64| {
+        if let Some(sent) = before.replace(*owed) {
+            round(convergence, sent);
+        }
+        let rest = Rest { owed: ByteCount(*owed), ..Rest::default() };
+        convergence.decide(rest, Instant::now())
+    };
+    owed.iter().map(decide).collect()
+}
+
+#[test]
+fn a_rest_that_no_longer_shrinks_goes_over_to_postcopy_and_one_that_does_goes_on() {
+    use Verdict::{Iterate, Postcopy};
+    let mut stalled = with_policy(AutoPostcopy::default());
+    assert_eq!(verdicts(&mut stalled, &[8 * GIB, 4 * GIB, 4 * GIB]), [Iterate, Iterate, Postcopy]);
+    let mut shrinking = with_policy(AutoPostcopy::default());
+    assert_eq!(verdicts(&mut shrinking, &[8 * GIB, 4 * GIB, 3 * GIB, 2 * GIB]), [Iterate; 4]);
+}
+
+#[test]
+fn a_first_round_is_compared_with_nothing() {
+    let mut convergence = with_policy(AutoPostcopy::default());
+    let verdicts = verdicts(&mut convergence, &[8 * GIB, 8 * GIB]);
+    assert_eq!(verdicts, [Verdict::Iterate, Verdict::Iterate]);
+}
+
+#[test]
+fn so_many_rounds_are_enough_for_policy() {
+    let mut convergence = with_policy(AutoPostcopy { rounds_max: Some(1), time_max: None });
+    let verdicts = verdicts(&mut convergence, &[8 * GIB, GIB]);
+    assert_eq!(verdicts, [Verdict::Iterate, Verdict::Postcopy]);
+}
+
+#[test]
+fn a_rest_that_fits_needs_no_postcopy_whatever_the_policy() {
+    let mut convergence = with_policy(AutoPostcopy { rounds_max: Some(1), time_max: Some(Duration::ZERO) });
+    round(&mut convergence, GIB);
+    let small = Rest { owed: ByteCount(4096), ..Rest::default() };
+    assert_ne!(convergence.decide(small, Instant::now()), Verdict::Postcopy);
+}
+
+#[test]
+fn time_is_up_when_the_policy_says_so_and_never_without_one() {
+    let now = Instant::now();
+    let convergence = with_policy(AutoPostcopy { rounds_max: None, time_max: Some(Duration::from_secs(1)) });
+    assert!(!convergence.postcopy_due(now));
+    assert!(convergence.postcopy_due(now + Duration::from_secs(2)));
+    assert!(!with_default_limit().postcopy_due(now + Duration::from_secs(1_000_000)));
+}

@@ -191,10 +191,10 @@ fn advise(
     let Some(here) = context.config.postcopy else {
         return Err(DestinationFailure::Unsupported { command: command_name(command) });
     };
-    if !context.return_path_open || context.phase != Phase::Precopy {
+    if !context.return_path_open || context.begun || context.phase != Phase::Precopy {
         return Err(unexpected(
             BetweenSections::NAME,
-            "OPEN_RETURN_PATH, then one POSTCOPY_ADVISE",
+            "OPEN_RETURN_PATH, then one POSTCOPY_ADVISE before the first section",
             &DestinationEvent::CommandRead(command.clone()),
         ));
     }

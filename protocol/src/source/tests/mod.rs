@@ -3,11 +3,13 @@
 
 mod commit;
 mod greeting;
+mod postcopy;
+mod recovery;
 mod rounds;
 
 use super::SourceAction::*;
 use super::*;
-use crate::convergence::ConvergenceConfig;
+use crate::convergence::{AutoPostcopy, ConvergenceConfig};
 use crate::error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
 use crate::ping::PingPurpose;
 use crate::status::GuestFate;

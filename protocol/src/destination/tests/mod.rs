@@ -1,5 +1,7 @@
 //! Tables of transitions: an event, and the whole list of actions that follows.
 
+mod postcopy;
+
 use super::DestinationAction::{Finish, Send, StartGuest};
 use super::*;
 use crate::error::{LinkRole, Loss, LossReason, ProtocolError, Unexpected};
