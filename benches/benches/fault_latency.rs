@@ -1,6 +1,6 @@
 //! How long a guest waits for a page, against what the mechanism costs at least.
 //!
-//! Two processes, TCP over loopback, pages of 4 KiB in a memfd with two mappings. Four ways to get a page, in turns:
+//! Two processes, TCP over loopback, pages of 4 KiB in a memfd with two mappings. Three ways to get a page, in turns:
 //!
 //! * `bare`: one thread asks, receives into the alias and places the page. Nobody faults: the floor that the requirement names.
 //! * `handler`: the same, in a thread that is told of faults by the kernel; measured by the thread that faults. The least
