@@ -7,7 +7,11 @@ use limosa_wire::multifd::Compression;
 use limosa_wire::{Features, MultifdSettings};
 
 /// What a destination offers to every source.
-pub(crate) const OFFERED: Features = Features::PER_PACKET_CODECS;
+pub(crate) const OFFERED: Features = Features::from_bits(
+    Features::PER_PACKET_CODECS.bits()
+        | Features::RUNNING_ANSWERS.bits()
+        | Features::POSTCOPY_CHANNELS.bits(),
+);
 
 /// What a source asks for.
 pub(crate) fn wishes(parameters: &Parameters, capabilities: &Capabilities) -> FeatureWishes {
@@ -15,7 +19,12 @@ pub(crate) fn wishes(parameters: &Parameters, capabilities: &Capabilities) -> Fe
         Compression::PerPacket => Features::PER_PACKET_CODECS,
         _ => Features::NONE,
     };
-    FeatureWishes { wanted: Features::NONE, required }
+    let wanted = match (capabilities.postcopy_ram, capabilities.multifd) {
+        (true, true) => Features::RUNNING_ANSWERS | Features::POSTCOPY_CHANNELS,
+        (true, false) => Features::RUNNING_ANSWERS,
+        (false, _) => Features::NONE,
+    };
+    FeatureWishes { wanted, required }
 }
 
 /// What a source says of its multifd channels.

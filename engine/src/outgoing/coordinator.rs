@@ -252,6 +252,9 @@ impl Running {
         statistics.passes = u64::from(machine.counters().sync_count);
         statistics.expected_downtime = machine.expected_downtime();
         statistics.bandwidth = machine.bandwidth().map(|rate| ByteCount(rate.0));
+        if machine.timeline().package_sent.is_some() {
+            statistics.downtime = Downtime::of(machine.timeline());
+        }
         statistics.pauses = machine.counters().pauses;
         statistics.postcopy_bytes = machine.counters().postcopy_bytes;
         statistics.error = machine.paused().map(|failure| with_reason(failure, self.error.as_deref()));

@@ -40,6 +40,10 @@ pub(super) struct RamSave {
     xbzrle: Option<Xbzrle>,
     /// Where pages leave, if not on the main channel.
     channels: Option<Channels>,
+    /// Whether they may bring pages once the guest has moved; a QEMU takes none then (wire 12).
+    channels_in_postcopy: bool,
+    /// They are at rest, and are not ended before the migration is: the other side would take that for a loss.
+    resting: Option<Channels>,
     /// Zero pages leave on the main channel in any case.
     zero_on_main: bool,
     batch: PageBatch,
@@ -87,6 +91,8 @@ impl RamSave {
         let cache = setup.capabilities.xbzrle.then_some(setup.parameters.xbzrle_cache_size);
         Ok(Self {
             channels: Channels::begin(&ram, setup)?,
+            channels_in_postcopy: setup.features.contains(Features::POSTCOPY_CHANNELS),
+            resting: None,
             zero_on_main: setup.parameters.zero_page_detection == ZeroPageDetection::Legacy,
             ram,
             counters,

@@ -67,6 +67,9 @@ impl RamSave {
     pub(in crate::ram) fn begin_postcopy(&mut self) -> Arc<DirtyMap> {
         self.encoder.forget_block();
         self.xbzrle = None;
+        if !self.channels_in_postcopy {
+            self.resting = self.channels.take();
+        }
         Arc::clone(&self.owed)
     }
 
@@ -136,7 +139,7 @@ impl RamSave {
 
     /// Ends the threads of the multifd channels, whose connections are lost.
     pub(in crate::ram) fn drop_channels(&mut self) {
-        self.channels = None;
+        (self.channels, self.resting) = (None, None);
     }
 
     /// Owes the rest of every huge host page of which a part is owed: they are placed whole.

@@ -1,11 +1,17 @@
 //! Whole migrations that end in postcopy, between two engines in one process.
 
+#[path = "../guest/mod.rs"]
 mod guest;
+#[path = "../relay/mod.rs"]
+mod relay;
+
+mod cuts;
+mod recovery;
 
 use guest::{Guest, Recorder, assert_completed};
 use limosa_engine::{
-    Capabilities, GuestFate, Incoming, IncomingConfig, IncomingPostcopy, IncomingReport, Outgoing,
-    OutgoingConfig, OutgoingReport, Parameters, RunState,
+    Capabilities, ChannelSync, Compression, GuestFate, Incoming, IncomingChannels, IncomingConfig,
+    IncomingPostcopy, IncomingReport, Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState,
 };
 use limosa_pages::{BlockId, ByteCount, PAGE_BYTES};
 use std::sync::Arc;
@@ -17,6 +23,8 @@ struct Setting {
     preempt: bool,
     /// Whether the guest runs where it comes to.
     autostart: bool,
+    /// Multifd channels; 0 for none.
+    channels: u8,
 }
 
 struct Migration {
@@ -26,11 +34,12 @@ struct Migration {
     there: Arc<Recorder>,
 }
 
-fn slow(preempt: bool) -> OutgoingConfig {
+fn slow(setting: Setting) -> OutgoingConfig {
     OutgoingConfig {
         capabilities: Capabilities {
             postcopy_ram: true,
-            postcopy_preempt: preempt,
+            postcopy_preempt: setting.preempt,
+            multifd: setting.channels > 0,
             ..OutgoingConfig::default().capabilities
         },
         // So slow that precopy does not end by itself, and that the guest is faster than the push.
@@ -38,6 +47,7 @@ fn slow(preempt: bool) -> OutgoingConfig {
             max_bandwidth: Some(ByteCount(1 << 20)),
             max_postcopy_bandwidth: Some(ByteCount(4 << 20)),
             downtime_limit: Duration::ZERO,
+            multifd_channels: setting.channels.max(1),
             ..Parameters::default()
         },
         ..OutgoingConfig::default()
@@ -49,6 +59,12 @@ fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migra
     let config = IncomingConfig {
         autostart: setting.autostart,
         postcopy: Some(IncomingPostcopy { preempt: setting.preempt }),
+        channels: (setting.channels > 0).then_some(IncomingChannels {
+            count: setting.channels,
+            compression: Compression::None,
+            sync: ChannelSync::PerRound,
+            uuid: [0; 16],
+        }),
         ..IncomingConfig::default()
     };
     let listen = "tcp:127.0.0.1:0".parse().unwrap();
@@ -56,7 +72,7 @@ fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migra
     let incoming = Incoming::listen(&listen, config, savevm, vm, there.clone()).unwrap();
     let address = incoming.address().unwrap().clone();
     let (savevm, vm) = (source.take_savevm(), source.vm());
-    let outgoing = Outgoing::start(address, slow(setting.preempt), savevm, vm, here.clone()).unwrap();
+    let outgoing = Outgoing::start(address, slow(setting), savevm, vm, here.clone()).unwrap();
     Migration { outgoing, incoming, here, there }
 }
 
@@ -88,7 +104,7 @@ fn assert_same_but_for_writes(source: &Guest, destination: &Guest, sent: u64) {
 fn a_guest_that_stands_still_moves_first_and_its_memory_follows() {
     for preempt in [false, true] {
         let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
-        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: false });
+        let migration = start(&mut source, &mut destination, Setting { preempt, ..Setting::default() });
         migration.outgoing.start_postcopy().unwrap();
         let (here, there) = (migration.here.clone(), migration.there.clone());
         let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
@@ -102,10 +118,10 @@ fn a_guest_that_stands_still_moves_first_and_its_memory_follows() {
 
 #[test]
 fn a_writing_guest_goes_on_there_while_its_memory_follows() {
-    for preempt in [false, true] {
+    for (preempt, channels) in [(false, 0), (true, 0), (false, 2), (true, 3)] {
         let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
         source.let_write(1000);
-        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: true });
+        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: true, channels });
         migration.wait_until(|migration| migration.outgoing.statistics().ram.normal.0 > 100);
         migration.outgoing.start_postcopy().unwrap();
         let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
@@ -128,7 +144,7 @@ fn memory_can_be_read_there_before_it_has_come() {
     let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
     let expected = source.memory();
     let ram = destination.ram.clone();
-    let migration = start(&mut source, &mut destination, Setting { preempt: true, autostart: false });
+    let migration = start(&mut source, &mut destination, Setting { preempt: true, ..Setting::default() });
     migration.outgoing.start_postcopy().unwrap();
     migration.wait_until(|migration| migration.there.statuses().contains(&"postcopy-active"));
     for page in (0..1500).rev() {

@@ -1,0 +1,116 @@
+//! The connection is cut after any number of bytes of a postcopy: one side has the guest, and it can always be made whole.
+
+use super::guest::Guest;
+use super::relay::{Cut, End, Medium, Traffic, Way, relay};
+use limosa_engine::{
+    AutoPostcopy, Capabilities, GuestFate, Incoming, IncomingConfig, IncomingPostcopy, IncomingReport,
+    NoObserver, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState,
+};
+use limosa_transport::Address;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes between two cuts, where a page passes; every byte elsewhere would take minutes more and finds the same.
+const STRIDE: usize = 61;
+
+/// A small guest that goes over to postcopy as soon as it can.
+fn config() -> OutgoingConfig {
+    let at_once = AutoPostcopy { rounds_max: None, time_max: Some(Duration::ZERO) };
+    OutgoingConfig {
+        capabilities: Capabilities { postcopy_ram: true, ..OutgoingConfig::default().capabilities },
+        parameters: Parameters { postcopy_auto: Some(at_once), ..Parameters::default() },
+        ..OutgoingConfig::default()
+    }
+}
+
+struct Ended {
+    outgoing: OutgoingReport,
+    incoming: IncomingReport,
+    pauses: u32,
+}
+
+/// A migration over a relay, ended as an operator would who looks at both sides.
+fn migrate(
+    source: &mut Guest,
+    destination: &mut Guest,
+    medium: Medium,
+    cut: Option<Cut>,
+) -> (Ended, Traffic) {
+    let (here, there, relay) = relay(medium, cut);
+    let config_there =
+        IncomingConfig { postcopy: Some(IncomingPostcopy::default()), ..IncomingConfig::default() };
+    let observer = Arc::new(NoObserver);
+    let (savevm, vm) = (destination.take_savevm(), destination.vm());
+    let incoming = Incoming::over(there, config_there, savevm, vm, observer.clone()).unwrap();
+    let outgoing = Outgoing::over(here, config(), source.take_savevm(), source.vm(), observer).unwrap();
+    loop {
+        let (status_here, status_there) = (outgoing.statistics().status, incoming.statistics().status);
+        match (status_here.as_str(), status_there.as_str()) {
+            _ if outgoing.has_ended() && incoming.has_ended() => break,
+            ("postcopy-paused", "postcopy-paused") => {
+                let anywhere: Address = "tcp:127.0.0.1:0".parse().unwrap();
+                let address = incoming.recover_postcopy(&anywhere).unwrap();
+                outgoing.resume_postcopy(address).unwrap();
+                while outgoing.statistics().status == status_here {
+                    std::thread::yield_now();
+                }
+            }
+            // Said again until it is heard; then the migration has ended, and says so.
+            ("postcopy-paused", "completed") => drop(outgoing.end_postcopy(OperatorWord::HasGuest)),
+            ("postcopy-paused", "failed") => drop(outgoing.end_postcopy(OperatorWord::NeverRan)),
+            _ => std::thread::yield_now(),
+        }
+    }
+    let pauses = outgoing.statistics().pauses;
+    let (outgoing, savevm) = outgoing.wait();
+    source.give_back(savevm);
+    let (incoming, savevm) = incoming.wait();
+    destination.give_back(savevm);
+    (Ended { outgoing, incoming, pauses }, relay.join().unwrap())
+}
+
+fn assert_one_guest(source: &Guest, destination: &Guest, memory: &[u8], ended: &Ended, what: &str) {
+    let (here, there) = (source.run_state(), destination.run_state());
+    match ended.outgoing.guest() {
+        GuestFate::OnSource => {
+            assert_eq!((here, there), (RunState::Running, RunState::InMigrate), "{what}");
+            assert!(!ended.incoming.is_completed(), "{what}");
+        }
+        GuestFate::OnDestination => {
+            assert_eq!((here, there), (RunState::Paused, RunState::Running), "{what}");
+            assert!(ended.incoming.is_completed(), "{what}");
+            assert!(destination.memory() == memory, "{what}");
+            assert_eq!(*source.counter.lock(), *destination.counter.lock(), "{what}");
+        }
+        fate => panic!("{fate}: {what}"),
+    }
+}
+
+#[test]
+fn a_guest_is_whole_on_one_side_wherever_its_postcopy_is_cut() {
+    let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
+    let memory = source.memory();
+    let (ended, traffic) = migrate(&mut source, &mut destination, Medium::Unix, None);
+    assert_one_guest(&source, &destination, &memory, &ended, "undisturbed");
+    assert_eq!(ended.outgoing.guest(), GuestFate::OnDestination);
+    assert_eq!(ended.pauses, 0);
+
+    let (mut recovered, mut stayed) = (0, 0);
+    let there = (0..traffic.there.len()).step_by(STRIDE).map(|after| (Way::There, after));
+    let back = (0..traffic.back.len()).map(|after| (Way::Back, after));
+    for (number, (way, after)) in there.chain(back).enumerate() {
+        source.put_into(RunState::Running);
+        destination.put_into(RunState::InMigrate);
+        let end = if number % 2 == 0 { End::Close } else { End::Reset };
+        let medium = if end == End::Reset { Medium::Tcp } else { Medium::Unix };
+        let cut = Cut { way, after, end };
+        let (ended, _) = migrate(&mut source, &mut destination, medium, Some(cut));
+        let what = format!("{cut:?}: {:?} / {:?}", ended.outgoing, ended.incoming);
+        assert_one_guest(&source, &destination, &memory, &ended, &what);
+        match ended.outgoing.guest() {
+            GuestFate::OnSource => stayed += 1,
+            _ => recovered += u32::from(ended.pauses > 0),
+        }
+    }
+    assert!(recovered > 10 && stayed > 10, "{recovered} recovered, {stayed} stayed");
+}

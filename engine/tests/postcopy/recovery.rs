@@ -1,0 +1,107 @@
+//! The connection of a postcopy is lost, and another takes its place.
+
+use super::guest::{Guest, assert_completed};
+use super::{Migration, Setting, assert_same_but_for_writes, start};
+use limosa_engine::{GuestFate, NotNow, OperatorWord, RecoverError};
+use limosa_transport::Address;
+
+fn anywhere() -> Address {
+    "tcp:127.0.0.1:0".parse().unwrap()
+}
+
+impl Migration {
+    fn status_here(&self) -> &'static str {
+        self.outgoing.statistics().status.as_str()
+    }
+
+    fn status_there(&self) -> &'static str {
+        self.incoming.statistics().status.as_str()
+    }
+
+    fn wait_both(&self, status: &str) {
+        while (self.status_here(), self.status_there()) != (status, status) {
+            assert!(!self.outgoing.has_ended(), "{:?}", self.outgoing.statistics());
+            std::thread::yield_now();
+        }
+    }
+
+    fn recover(&self) {
+        let address = self.incoming.recover_postcopy(&anywhere()).unwrap();
+        self.outgoing.resume_postcopy(address).unwrap();
+    }
+}
+
+/// A running guest, gone over to postcopy.
+fn in_postcopy(source: &mut Guest, destination: &mut Guest, preempt: bool) -> Migration {
+    source.let_write(1000);
+    let migration = start(source, destination, Setting { preempt, autostart: true, channels: 0 });
+    migration.outgoing.start_postcopy().unwrap();
+    migration.wait_both("postcopy-active");
+    // Before that the source is in doubt.
+    migration.wait_until(|migration| migration.outgoing.statistics().downtime.is_some());
+    migration
+}
+
+#[test]
+fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
+    for preempt in [false, true] {
+        let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
+        let migration = in_postcopy(&mut source, &mut destination, preempt);
+        for pause in 1..=3 {
+            if pause == 2 {
+                migration.incoming.pause_postcopy().unwrap();
+            } else {
+                migration.outgoing.pause_postcopy().unwrap();
+            }
+            migration.wait_both("postcopy-paused");
+            assert_eq!(migration.outgoing.pause_postcopy(), Err(NotNow::NotActive));
+            assert!(migration.outgoing.statistics().error.is_some());
+            migration.recover();
+            migration.wait_both("postcopy-active");
+        }
+        let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+        assert_completed(&outgoing, &incoming);
+        assert_eq!(outgoing.statistics.pauses, 3);
+        let sent = source.counter.lock().writes;
+        destination.let_write(100);
+        destination.stop();
+        assert_same_but_for_writes(&source, &destination, sent);
+    }
+}
+
+#[test]
+fn a_recovery_that_fails_leaves_postcopy_paused() {
+    let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
+    let migration = in_postcopy(&mut source, &mut destination, false);
+    assert_eq!(migration.outgoing.resume_postcopy(anywhere()), Err(NotNow::NotPaused));
+    let refused = migration.incoming.recover_postcopy(&anywhere());
+    assert!(matches!(refused, Err(RecoverError::NotNow(NotNow::NotPaused))), "{refused:?}");
+
+    migration.outgoing.pause_postcopy().unwrap();
+    migration.wait_both("postcopy-paused");
+    // Nobody listens there any more.
+    let nowhere = limosa_transport::Listener::bind(&anywhere()).unwrap().local_address().clone();
+    let pauses = migration.outgoing.statistics().pauses;
+    migration.outgoing.resume_postcopy(nowhere).unwrap();
+    while migration.outgoing.statistics().pauses == pauses {
+        std::thread::yield_now();
+    }
+    migration.wait_both("postcopy-paused");
+    migration.recover();
+    let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+    assert_completed(&outgoing, &incoming);
+}
+
+#[test]
+fn a_guest_whose_source_is_given_up_keeps_what_it_has() {
+    let (mut source, mut destination) = (Guest::running(10), Guest::incoming(10));
+    let migration = in_postcopy(&mut source, &mut destination, false);
+    assert_eq!(migration.outgoing.end_postcopy(OperatorWord::GiveUp), Err(NotNow::NotPaused));
+    migration.outgoing.pause_postcopy().unwrap();
+    migration.wait_both("postcopy-paused");
+    migration.outgoing.end_postcopy(OperatorWord::GiveUp).unwrap();
+    migration.incoming.give_up_postcopy().unwrap();
+    let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+    assert_eq!(outgoing.guest(), GuestFate::Paused);
+    assert_eq!(incoming.outcome.fate, GuestFate::Lost);
+}
