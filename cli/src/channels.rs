@@ -16,6 +16,8 @@ pub(crate) enum Method {
     Lz4,
     /// zstd, each packet by itself; only between two Limosas.
     ZstdPacket,
+    /// Not at all, LZ4 or zstd, each packet as link and processors have it; only between two Limosas.
+    Auto,
 }
 
 /// Connections for pages.
@@ -46,6 +48,7 @@ impl ChannelOptions {
             Method::Zstd => MultiFdCompression::Zstd,
             Method::Lz4 => MultiFdCompression::Lz4,
             Method::ZstdPacket => MultiFdCompression::ZstdPacket,
+            Method::Auto => MultiFdCompression::Auto,
         };
         MigrationParameters {
             multifd_channels: self.channels,

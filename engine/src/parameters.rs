@@ -23,7 +23,7 @@ pub struct Parameters {
     /// `multifd-channels`: connections for pages beside the main one, 1 to 255. The same on both sides.
     pub multifd_channels: u8,
     /// `multifd-compression` with `multifd-zlib-level` or `multifd-zstd-level`: how pages are compressed on these
-    /// channels. The same method on both sides; `lz4` and `zstd-packet` count as the same, and need a Limosa there.
+    /// channels. The same method on both sides; `lz4`, `zstd-packet` and `auto` count as the same, and need a Limosa there.
     pub multifd_codec: Codec,
     /// `x-multifd-codec-workers`: threads that compress or decompress for all channels together; `None` is one per
     /// processor (0 in QMP).
@@ -158,7 +158,7 @@ impl Parameters {
             return Err(ParameterError::OutOfRange { name, got: 0, expected: "1 to 255" });
         }
         let (name, level, levels, expected) = match self.multifd_codec {
-            Codec::None | Codec::Lz4 => return Ok(()),
+            Codec::None | Codec::Lz4 | Codec::Auto => return Ok(()),
             Codec::Zlib { level } => ("multifd-zlib-level", level, 0..=ZLIB_LEVEL_MAX, "0 to 9"),
             Codec::Zstd { level } => ("multifd-zstd-level", level, 0..=ZSTD_LEVEL_MAX, "0 to 20"),
             Codec::ZstdPacket { level } => ("multifd-zstd-level", level, 1..=ZSTD_LEVEL_MAX, "1 to 20"),
@@ -180,6 +180,7 @@ impl Parameters {
         match self.multifd_codec {
             _ if !asks || capabilities.listens() => Ok(()),
             Codec::Lz4 => Err(ParameterError::NeedsAnswers { method: "lz4" }),
+            Codec::Auto => Err(ParameterError::NeedsAnswers { method: "auto" }),
             _ => Err(ParameterError::NeedsAnswers { method: "zstd-packet" }),
         }
     }

@@ -96,7 +96,7 @@ fn a_writing_guest_arrives_over_any_number_of_channels() {
 #[test]
 fn a_writing_guest_arrives_with_every_codec() {
     let of_qemu = [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Zstd { level: 3 }];
-    for codec in of_qemu.into_iter().chain([Codec::Lz4, Codec::ZstdPacket { level: 1 }]) {
+    for codec in of_qemu.into_iter().chain([Codec::Lz4, Codec::ZstdPacket { level: 1 }, Codec::Auto]) {
         assert_arrives(Setting { codec, ..PLAIN });
     }
 }

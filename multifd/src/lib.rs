@@ -65,6 +65,8 @@ mod send;
 mod shutdown;
 mod statistics;
 
+pub use limosa_compress::choice::{Choice, ChoiceCount, ChoiceReport, Reason};
+
 pub use error::{Connection, ReceiveError, ReceiveFailure, SendError, SendFailure};
 pub use pool::PoolStatistics;
 pub use receive::{

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use pipeline::Pipeline;
 pub(crate) use tools::Tools;
-pub(crate) use workspaces::Workspaces;
+pub(crate) use workspaces::{Workspaces, packets_in_flight};
 
 /// What the workers of one end have done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

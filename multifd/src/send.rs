@@ -1,6 +1,7 @@
 //! The sending end.
 
 mod channel;
+mod chooser;
 mod encode;
 mod packet;
 mod parcel;
@@ -12,8 +13,10 @@ use crate::pool::{CodecPool, PoolStatistics};
 use crate::shutdown::ChannelsShutdown;
 use crate::statistics::{AllCounters, ChannelStatistics, QueueStatistics};
 use channel::{Channel, Shared};
+use chooser::Chooser;
 use encode::{Encoders, Encoding};
-use limosa_compress::{Method, PacketEncoder, PacketError};
+use limosa_compress::choice::ChoiceReport;
+use limosa_compress::{PacketEncoder, PacketError};
 use limosa_pages::{BlockId, ByteCount, PageCount, PageRun, RamLayout};
 use limosa_ram::GuestRam;
 use limosa_transport::LinkWriter;
@@ -71,6 +74,9 @@ pub enum Codec {
         /// 1 to [`limosa_compress::packet::ZSTD_LEVEL_MAX`].
         level: u8,
     },
+    /// Each packet by what gets the pages through soonest, by what is measured of link and workers: as it is, straight
+    /// from guest RAM; as [`Self::Lz4`]; or as [`Self::ZstdPacket`] at some level.
+    Auto,
 }
 
 /// Where zero pages are found. QEMU's third setting, `legacy`, is `None` here: the main channel has told them
@@ -104,7 +110,7 @@ pub struct SendBatch {
 pub struct SendChannels {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
-    pool: Option<CodecPool>,
+    encoders: Option<Encoders>,
     counters: AllCounters,
     shutdown: ChannelsShutdown,
     layout: RamLayout,
@@ -149,23 +155,14 @@ impl Codec {
             Self::None => Compression::None,
             Self::Zlib { .. } => Compression::Zlib,
             Self::Zstd { .. } => Compression::Zstd,
-            Self::Lz4 | Self::ZstdPacket { .. } => Compression::PerPacket,
-        }
-    }
-
-    /// How packets that stand for themselves are made; `None` without a codec, and with one that has a stream.
-    const fn method(self) -> Option<Method> {
-        match self {
-            Self::None | Self::Zlib { .. } | Self::Zstd { .. } => None,
-            Self::Lz4 => Some(Method::Lz4),
-            Self::ZstdPacket { level } => Some(Method::Zstd { level }),
+            Self::Lz4 | Self::ZstdPacket { .. } | Self::Auto => Compression::PerPacket,
         }
     }
 
     /// The stream of one channel, where the codec has one.
     fn stream(self) -> Result<Option<PacketEncoder>, PacketError> {
         Ok(match self {
-            Self::None | Self::Lz4 | Self::ZstdPacket { .. } => None,
+            Self::None | Self::Lz4 | Self::ZstdPacket { .. } | Self::Auto => None,
             Self::Zlib { level } => Some(PacketEncoder::zlib(level)),
             Self::Zstd { level } => Some(PacketEncoder::zstd(level)?),
         })
@@ -194,15 +191,16 @@ impl SendChannels {
                     .map_err(|error| failed(0, SendFailure::Workers(error)))?,
             ),
         };
-        let encoders = pool.clone().map(|pool| {
-            Encoders::new(pool, ram.clone(), config.zero_detection, config.codec, config.delta_cache)
+        let encoders = pool.map(|pool| {
+            let chooser = Chooser::new(config.codec, links.len(), &pool);
+            Encoders::new(pool, ram.clone(), config.zero_detection, chooser, config.delta_cache)
         });
         let queue = Arc::new(Queue::new(links.len(), links.len() * QUEUED_PER_CHANNEL));
         let shutdown = ChannelsShutdown::new(links.iter().map(LinkWriter::shutdown_handle));
         let counters: AllCounters = links.iter().map(|_| Default::default()).collect();
         let layout = ram.layout().clone();
         let mut channels =
-            Self { queue, threads: Vec::new(), pool, counters, shutdown, layout, synced: false };
+            Self { queue, threads: Vec::new(), encoders, counters, shutdown, layout, synced: false };
         let packet_numbers = Arc::new(AtomicU64::new(0));
         for (number, link) in (0..=u8::MAX).zip(links) {
             let shared = Shared {
@@ -212,7 +210,7 @@ impl SendChannels {
                 packet_numbers: Arc::clone(&packet_numbers),
             };
             let stream = config.codec.stream().map_err(|error| failed(number, error.into()))?;
-            let encoding = encoders.clone().map(|encoders| Encoding::new(encoders, stream));
+            let encoding = channels.encoders.clone().map(|encoders| Encoding::new(encoders, stream));
             let channel = Channel::new(link, ram.clone(), config, shared);
             let thread =
                 Builder::new().name(format!("multifd-send-{number}")).spawn(|| channel.run(encoding));
@@ -276,7 +274,12 @@ impl SendChannels {
 
     /// What the workers have done so far; `None` without a codec.
     pub fn pool_statistics(&self) -> Option<PoolStatistics> {
-        self.pool.as_ref().map(CodecPool::statistics)
+        self.encoders.as_ref().map(|encoders| encoders.pool.statistics())
+    }
+
+    /// How packets were made so far, and why; `None` unless the codec is [`Codec::Auto`].
+    pub fn choices(&self) -> Option<ChoiceReport> {
+        self.encoders.as_ref().and_then(Encoders::choices)
     }
 
     /// The error of the channel that failed first, if one has.
@@ -299,8 +302,8 @@ impl SendChannels {
 
 impl Drop for SendChannels {
     fn drop(&mut self) {
-        if let Some(pool) = &self.pool {
-            pool.abandon();
+        if let Some(encoders) = &self.encoders {
+            encoders.pool.abandon();
         }
         self.shutdown.shutdown();
         self.queue.abort();

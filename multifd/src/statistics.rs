@@ -88,26 +88,32 @@ impl ChannelCounters {
 
     /// Makes `call` and counts its time as transferring.
     pub(crate) fn transferring<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.transferring_for(call).0
+    }
+
+    /// As [`Self::transferring`]; also returns the time.
+    pub(crate) fn transferring_for<T>(&self, call: impl FnOnce() -> T) -> (T, Duration) {
         timed(&self.transferring_nanoseconds, call)
     }
 
     /// Makes `call` and counts its time as waiting.
     pub(crate) fn waiting<T>(&self, call: impl FnOnce() -> T) -> T {
-        timed(&self.waiting_nanoseconds, call)
+        timed(&self.waiting_nanoseconds, call).0
     }
 
     /// Makes `call` and counts its time as waiting for the codec pool.
     pub(crate) fn waiting_for_codec<T>(&self, call: impl FnOnce() -> T) -> T {
-        timed(&self.waiting_for_codec_nanoseconds, call)
+        timed(&self.waiting_for_codec_nanoseconds, call).0
     }
 }
 
-fn timed<T>(counter: &AtomicU64, call: impl FnOnce() -> T) -> T {
+fn timed<T>(counter: &AtomicU64, call: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let result = call();
+    let time = start.elapsed();
     // 2^64 nanoseconds are 584 years.
-    add(counter, start.elapsed().as_nanos() as u64);
-    result
+    add(counter, time.as_nanos() as u64);
+    (result, time)
 }
 
 /// Adds without ordering: counters are read for display and estimates only.

@@ -2,8 +2,10 @@
 
 mod support;
 
-use limosa_compress::PacketEncoder;
-use limosa_multifd::{Codec, PageSink, PlaceError, ReceiveFailure, SendChannels, SendConfig, ZeroDetection};
+use limosa_compress::{Method, PacketEncoder};
+use limosa_multifd::{
+    Codec, PageSink, PlaceError, Reason, ReceiveFailure, SendChannels, SendConfig, ZeroDetection,
+};
 use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::{GuestRam, RamBlock};
 use limosa_transport::Link;
@@ -11,10 +13,16 @@ use limosa_wire::multifd::{Compression, InitPacket, PagesHeader, PerPacketHead};
 use std::any::Any;
 use std::num::NonZeroU8;
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
 use support::*;
 
-const CODECS: [Codec; 4] =
-    [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Lz4, Codec::ZstdPacket { level: 1 }];
+const CODECS: [Codec; 5] = [
+    Codec::Zlib { level: 1 },
+    Codec::Zstd { level: 1 },
+    Codec::Lz4,
+    Codec::ZstdPacket { level: 1 },
+    Codec::Auto,
+];
 
 fn with_workers(codec: Codec, workers: u8) -> SendConfig {
     let codec_workers = NonZeroU8::new(workers);
@@ -114,6 +122,47 @@ fn pages_that_would_not_shrink_leave_as_they_are_and_cost_a_head() {
     }
 }
 
+/// A link between two others that is slower than the codecs on every machine: for each 64 KiB it compresses 128 KiB
+/// of text, with more effort than most of them.
+fn slow_link(mut from: Link, mut to: Link) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let text = (0..32).flat_map(|seed| content(1, seed)).collect::<Vec<_>>();
+        let mut chunk = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read_some(&mut chunk) {
+            let compressed = zstd::bulk::compress(&text, 9).expect("memory");
+            assert!(!compressed.is_empty());
+            if to.write_all(&chunk[..count]).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn on_a_slow_link_the_adaptive_codec_compresses_and_says_why() {
+    let ram = empty_ram();
+    // Half noise, half text: what compression leaves is still more than the sockets hold.
+    (0..2048).for_each(|index| ram.block(RAM).copy_in(PageIndex(index).byte_offset(), &content(3, index)));
+    let (near, slow) = Link::pair().expect("a pair");
+    let (slow_end, far) = Link::pair().expect("a pair");
+    let between = slow_link(slow, slow_end);
+    let mut pools = pools_over(vec![(near, far)], &ram, with_workers(Codec::Auto, 2));
+    pools.sync();
+    for _ in 0..3 {
+        pools.submit_all(all_batches(&ram));
+        pools.sync();
+    }
+    assert_same(&ram, pools.sink.ram(), "a slow link");
+    let report = pools.send.choices().expect("it chooses");
+    let raw = report.counts().iter().filter(|count| count.choice.method == Method::None);
+    let raw: u64 = raw.filter(|count| !count.choice.delta).map(|count| count.packets).sum();
+    assert!(raw * 4 <= report.packets(), "{report}");
+    assert!(report.counts().iter().any(|count| count.choice.reason != Reason::Unmeasured), "{report}");
+    pools.send.close().expect("no channel failed");
+    pools.receive.close().expect("no channel failed");
+    between.join().expect("no panic");
+}
+
 /// What one end made is what the other took apart.
 fn assert_counted(pools: &Pools, workers: usize, what: &str) {
     let made = pools.send.pool_statistics().expect("a codec");
@@ -122,7 +171,14 @@ fn assert_counted(pools: &Pools, workers: usize, what: &str) {
     assert!(made.packets >= taken.packets && taken.packets > 0, "{what}: {made:?} {taken:?}");
     let channels = pools.send.statistics();
     let normal: PageCount = channels.iter().map(|channel| channel.normal).sum();
-    assert_eq!(made.bytes_in, normal.bytes(), "{what}");
+    match pools.send.choices() {
+        None => assert_eq!(made.bytes_in, normal.bytes(), "{what}"),
+        Some(report) => {
+            let raw = report.counts().iter().filter(|count| count.choice.method == Method::None);
+            let raw: u64 = raw.map(|count| count.packets).sum();
+            assert_eq!(made.packets, report.packets() - raw, "{what}: {report}");
+        }
+    }
     assert!(!made.busy.is_zero() && !taken.busy.is_zero(), "{what}");
     let queue = pools.send.queue_statistics();
     assert_eq!(queue.depth, 0, "{what}");
@@ -178,10 +234,10 @@ fn a_synchronisation_point_waits_for_what_is_on_the_pool() {
     let (receive, mut peer) = channel_into(sink, Compression::Zlib);
     peer.write_all(&[compressed_page(), sync_packet()].concat()).expect("read");
     arrived.recv().expect("the worker is at the page");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let waiting = scope.spawn(|| receive.wait_sync());
         while peer.queued_bytes() > 0 {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         assert!(!waiting.is_finished(), "the channel has read the point, but the page is not in place");
         // The opening, and the packet of the page.
@@ -216,7 +272,7 @@ fn packets_are_made_while_one_is_being_written() {
         send.submit(&mut batch_of(index * 128, 128)).expect("there is room in the queue and the channel");
     }
     while send.pool_statistics().expect("a codec").packets < 2 {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     assert_eq!(send.statistics()[0].normal, PageCount(0), "still inside its first packet");
     far.read_exact(&mut [0; InitPacket::BYTES + PagesHeader::BYTES]).expect("sent before");

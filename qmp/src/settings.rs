@@ -75,6 +75,8 @@ words! {
         Lz4 = "lz4",
         /// zstd, each packet by itself; of Limosa alone.
         ZstdPacket = "zstd-packet",
+        /// Each packet as link and processors have it; of Limosa alone.
+        Auto = "auto",
     }
 }
 

@@ -3,7 +3,12 @@
 use parking_lot::Mutex;
 
 /// Packets that every channel may have under way: one on the pool, and one that its link takes or gives.
-pub(crate) const OWN: usize = 2;
+const OWN: usize = 2;
+
+/// Packets that each of `channels` may have under way while all have the same.
+pub(crate) fn packets_in_flight(workers: usize, channels: usize) -> usize {
+    OWN + (2 * workers / channels).min(workers)
+}
 
 /// Memory for packets, made when it is first needed and used again.
 ///

@@ -8,13 +8,14 @@ use super::{SendBatch, SendConfig};
 use crate::error::{SendError, SendFailure};
 use crate::runs::bytes_in;
 use crate::statistics::{AllCounters, ChannelCounters};
-use limosa_pages::BlockId;
+use limosa_pages::{BlockId, ByteCount};
 use limosa_ram::{Gather, GuestRam};
 use limosa_transport::LinkWriter;
 use limosa_wire::multifd::{InitPacket, PagesHeader, PagesPacket};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 pub(super) struct Channel {
     link: LinkWriter,
@@ -77,8 +78,7 @@ impl Channel {
                 self.begin(&mut encoding)?;
             }
             if let Some(parcel) = ready.take() {
-                self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload)?;
-                encoding.give_back(parcel);
+                self.send_parcel(&mut encoding, parcel)?;
                 continue;
             }
             match self.shared.counters().waiting_for_codec(|| encoding.oldest()) {
@@ -101,12 +101,16 @@ impl Channel {
     /// Has the packet of the batch that was taken made; sends it at once if there is nothing to make.
     fn begin(&mut self, encoding: &mut Encoding) -> Result<(), SendFailure> {
         if let Some(parcel) = encoding.make_directly() {
-            self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload)?;
-            encoding.give_back(parcel);
-            return Ok(());
+            return self.send_parcel(encoding, parcel);
         }
         let shared = self.shared.clone();
         encoding.start(self.points, move |failure| shared.fail(failure));
+        Ok(())
+    }
+
+    fn send_parcel(&mut self, encoding: &mut Encoding, parcel: Parcel) -> Result<(), SendFailure> {
+        let (bytes, writing) = self.send_packet(&parcel.batch, &parcel.contents, &parcel.payload)?;
+        encoding.give_back(parcel, bytes, writing);
         Ok(())
     }
 
@@ -155,13 +159,14 @@ impl Channel {
         Ok(())
     }
 
-    /// Header, payload and raw pages with one call, the pages from guest RAM as they lie there.
+    /// Header, payload and raw pages with one call, the pages from guest RAM as they lie there. Returns how many
+    /// bytes that were, and how long the call took.
     fn send_packet(
         &mut self,
         batch: &SendBatch,
         contents: &Contents,
         payload: &[u8],
-    ) -> Result<(), SendFailure> {
+    ) -> Result<(ByteCount, Duration), SendFailure> {
         let block = self.ram.block(batch.block);
         let packet = PagesPacket {
             block: block.name(),
@@ -175,13 +180,14 @@ impl Channel {
         gather.header(|out| packet.encode(out));
         gather.bytes(payload);
         contents.raw.iter().for_each(|&run| gather.pages(block, run));
-        let bytes = gather.remaining().0 as usize;
+        let bytes = gather.remaining();
         let counters = self.shared.counters();
-        counters.transferring(|| self.link.write_gather(&mut gather))?;
+        let (written, writing) = counters.transferring_for(|| self.link.write_gather(&mut gather));
+        written?;
         self.gather = gather.reset();
-        counters.count_bytes(bytes);
+        counters.count_bytes(bytes.0 as usize);
         counters.count_packet(contents.normal.len(), contents.zero.len());
-        Ok(())
+        Ok((bytes, writing))
     }
 }
 

@@ -1,15 +1,19 @@
 //! The packets of one channel that are made on the codec pool.
 
+use super::chooser::{Chooser, Selected};
 use super::parcel::{PacketTools, Parcel, Plan};
 use super::versions::SharedVersions;
-use super::{Codec, SendBatch, ZeroDetection};
+use super::{SendBatch, ZeroDetection};
 use crate::error::SendFailure;
 use crate::pool::{CodecPool, Pipeline, Tools, Workspaces};
+use limosa_compress::PacketEncoder;
+use limosa_compress::choice::ChoiceReport;
 use limosa_compress::versions::Interval;
-use limosa_compress::{Method, PacketEncoder};
 use limosa_pages::ByteCount;
 use limosa_ram::GuestRam;
+use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the channels of one end share to make their packets.
 #[derive(Clone)]
@@ -24,7 +28,7 @@ pub(super) struct Encoders {
 
 /// What packets need that stand for themselves.
 struct PerPacket {
-    method: Method,
+    chooser: Chooser,
     tools: Tools<PacketTools>,
     versions: Option<SharedVersions>,
 }
@@ -37,6 +41,8 @@ pub(super) struct Encoding {
     pipeline: Pipeline<Made>,
     /// Has room for the next batch.
     next: Option<Parcel>,
+    /// How the packet of that batch is made.
+    selected: Option<Selected>,
     /// Workspaces that the channel has, wherever they are.
     held: usize,
 }
@@ -45,20 +51,18 @@ pub(super) struct Encoding {
 type Made = (Parcel, Option<PacketEncoder>);
 
 impl Encoders {
-    /// For packets of `codec`, with at most `versions` bytes of earlier versions to make deltas against.
-    ///
-    /// # Panics
-    /// Without a codec.
+    /// For packets that `chooser` chooses for, with at most `versions` bytes of earlier versions to make deltas
+    /// against; without it for packets of streams.
     pub(super) fn new(
         pool: CodecPool,
         ram: GuestRam,
         detection: ZeroDetection,
-        codec: Codec,
+        chooser: Option<Chooser>,
         versions: ByteCount,
     ) -> Self {
-        let per_packet = codec.method().map(|method| {
+        let per_packet = chooser.map(|chooser| {
             let versions = (versions > ByteCount(0)).then(|| SharedVersions::new(versions));
-            Arc::new(PerPacket { method, tools: Tools::new(), versions })
+            Arc::new(PerPacket { chooser, tools: Tools::new(), versions })
         });
         let workspace = if per_packet.is_some() { Parcel::per_packet } else { Parcel::of_stream };
         let workspaces = Arc::new(Workspaces::new(pool.workers(), workspace));
@@ -66,11 +70,24 @@ impl Encoders {
     }
 }
 
+impl Encoders {
+    /// What was chosen so far; `None` where there is no choice.
+    pub(super) fn choices(&self) -> Option<ChoiceReport> {
+        self.per_packet.as_ref().and_then(|per_packet| per_packet.chooser.report())
+    }
+}
+
+impl fmt::Debug for Encoders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoders").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
 impl Encoding {
     /// For one channel; `stream` is its own, where the codec has one.
     pub(super) fn new(shared: Encoders, stream: Option<PacketEncoder>) -> Self {
         assert_eq!(shared.per_packet.is_none(), stream.is_some(), "a stream, or packets without one");
-        Self { shared, stream, pipeline: Pipeline::new(), next: None, held: 0 }
+        Self { shared, stream, pipeline: Pipeline::new(), next: None, selected: None, held: 0 }
     }
 
     /// Where the next batch goes, to be followed by [`Self::start`]; `None` if another packet has to end first.
@@ -85,10 +102,19 @@ impl Encoding {
         self.next.as_mut().map(|parcel| &mut parcel.batch)
     }
 
-    /// The packet of the batch for which there was room, if there is nothing for the pool to do.
+    /// The packet of the batch for which there was room, if there is nothing for the pool to do. Otherwise
+    /// [`Self::start`] follows.
     pub(super) fn make_directly(&mut self) -> Option<Parcel> {
-        let mut parcel = self.next.take_if(|parcel| parcel.batch.content.is_empty())?;
-        parcel.fill_raw(&self.shared.ram, self.shared.detection, None);
+        let batch = &self.next.as_ref().expect("there was room for it").batch;
+        let is_empty = batch.content.is_empty();
+        let per_packet = self.shared.per_packet.as_ref().filter(|_| !is_empty);
+        self.selected = per_packet.map(|per_packet| per_packet.chooser.select());
+        if !is_empty && !self.selected.is_some_and(Selected::is_raw) {
+            return None;
+        }
+        let mut parcel = self.next.take()?;
+        let versions = per_packet.and_then(|per_packet| per_packet.versions.as_ref());
+        parcel.fill_raw(&self.shared.ram, self.shared.detection, versions);
         Some(parcel)
     }
 
@@ -100,13 +126,16 @@ impl Encoding {
         let task = match (&self.shared.per_packet, self.stream.take()) {
             (Some(per_packet), _) => {
                 let per_packet = Arc::clone(per_packet);
-                let interval = Interval(points);
-                let plan = Plan { detection, method: per_packet.method, delta: true, interval };
+                let selected = self.selected.take().expect("there was something to make");
+                let plan = Plan { detection, selected, interval: Interval(points) };
                 let work = move || {
+                    let start = Instant::now();
                     let versions = per_packet.versions.as_ref();
-                    let converted = per_packet
+                    let (converted, mut sample) = per_packet
                         .tools
                         .with(PacketTools::new, |tools| parcel.encode_packet(&ram, plan, tools, versions))?;
+                    sample.busy = start.elapsed();
+                    per_packet.chooser.encoded(selected, &sample);
                     Ok::<_, SendFailure>(((parcel, None), converted))
                 };
                 self.shared.pool.start(work, report)
@@ -133,8 +162,11 @@ impl Encoding {
         }))
     }
 
-    /// Takes back a packet that is sent.
-    pub(super) fn give_back(&mut self, parcel: Parcel) {
+    /// Takes back a packet that is sent: `bytes` in all, which took `writing`.
+    pub(super) fn give_back(&mut self, parcel: Parcel, bytes: ByteCount, writing: Duration) {
+        if let Some(per_packet) = &self.shared.per_packet {
+            per_packet.chooser.written(bytes, writing);
+        }
         self.shared.workspaces.give(self.held, parcel);
         self.held -= 1;
     }

@@ -1,13 +1,15 @@
 //! A packet on its way from batch to payload.
 
+use super::chooser::Selected;
 use super::packet::Contents;
 use super::versions::SharedVersions;
 use super::{SendBatch, ZeroDetection};
 use crate::error::SendFailure;
 use crate::pool::Converted;
 use crate::runs::{bytes_in, push_page};
+use limosa_compress::choice::PacketSample;
 use limosa_compress::versions::{Interval, PageKey};
-use limosa_compress::{Method, PacketEncoder, PacketPages, PerPacketEncoder, Sampler};
+use limosa_compress::{PacketEncoder, PacketPages, PerPacketEncoder, Sampler};
 use limosa_pages::{BlockId, PAGE_BYTES, PageIndex};
 use limosa_ram::GuestRam;
 use limosa_wire::multifd::{PACKET_PAGES, PerPacketHead};
@@ -40,9 +42,7 @@ pub(super) struct PacketTools {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) detection: ZeroDetection,
-    pub(super) method: Method,
-    /// Pages may leave as deltas.
-    pub(super) delta: bool,
+    pub(super) selected: Selected,
     /// Number of the latest synchronisation point of the channel: what was sent before it is in the other side's
     /// RAM.
     pub(super) interval: Interval,
@@ -104,21 +104,22 @@ impl Parcel {
         }
     }
 
-    /// Makes a packet that stands for itself, by the plan.
+    /// Makes a packet that stands for itself, by the plan. The time it took is the caller's to measure.
     pub(super) fn encode_packet(
         &mut self,
         ram: &GuestRam,
         plan: Plan,
         tools: &mut PacketTools,
         versions: Option<&SharedVersions>,
-    ) -> Result<Converted, SendFailure> {
+    ) -> Result<(Converted, PacketSample), SendFailure> {
         let Copies::PerPacket(pages) = &mut self.copies else { unreachable!("memory for packets") };
         let (block, key) = (ram.block(self.batch.block), key_in(self.batch.block));
         pages.clear();
-        let sampler = &mut tools.sampler;
-        let mut walk = versions.filter(|_| plan.delta).map(SharedVersions::walk);
+        let (sampler, mut sample) = (&mut tools.sampler, PacketSample::default());
+        let mut walk = versions.filter(|_| plan.selected.delta).map(SharedVersions::walk);
         self.contents.sort(block, &self.batch, plan.detection, |page| {
             if sampler.skips() {
+                sample.incompressible += 1;
                 return pages.raw();
             }
             block.copy_out(page.byte_offset(), pages.candidate());
@@ -126,6 +127,7 @@ impl Parcel {
             let before = versions.as_ref().and_then(|versions| versions.before(key(page), plan.interval));
             let is_delta = before.is_some_and(|old| pages.delta(old));
             if !is_delta && sampler.is_incompressible(pages.candidate()) {
+                sample.incompressible += 1;
                 return pages.raw();
             }
             // Exactly what is sent.
@@ -142,9 +144,9 @@ impl Parcel {
         }
         self.payload.clear();
         if pages.count() == 0 {
-            return Ok(Converted { bytes_in: 0, bytes_out: 0 });
+            return Ok((Converted { bytes_in: 0, bytes_out: 0 }, sample));
         }
-        let head = tools.encoder.encode(plan.method, pages, &mut self.payload)?;
+        let head = tools.encoder.encode(plan.selected.method, pages, &mut self.payload)?;
         let Contents { normal, raw, .. } = &mut self.contents;
         let page_at = |place: usize| PageIndex::containing(normal[place]);
         head.raw.pages().for_each(|place| push_page(raw, page_at(place)));
@@ -153,7 +155,15 @@ impl Parcel {
             // As they are in guest RAM when the link takes them: nobody here knows those bytes.
             versions.forget(head.raw.pages().map(page_at).map(key));
         }
-        Ok(Converted { bytes_in: pages.count() * PAGE_BYTES, bytes_out })
+        let shrunk = head.compressed(pages.count()).count();
+        sample.pages = pages.count() as u32;
+        sample.deltas = head.delta.count() as u32;
+        sample.delta_bytes = head.delta_bytes;
+        sample.compressed = sample.pages - sample.deltas - sample.incompressible;
+        // All of a block's pages shrink, or none.
+        let unshrunk = if shrunk == 0 { sample.compressed * PAGE_BYTES as u32 } else { 0 };
+        sample.compressed_bytes = head.compressed_bytes + unshrunk;
+        Ok((Converted { bytes_in: pages.count() * PAGE_BYTES, bytes_out }, sample))
     }
 }
 

@@ -191,7 +191,12 @@ pub(crate) struct Pools {
 }
 
 pub(crate) fn pools(wire: Wire, count: usize, ram: &GuestRam, config: SendConfig) -> Pools {
-    let (near, far): (Vec<Link>, Vec<Link>) = (0..count).map(|_| connected(wire)).unzip();
+    pools_over((0..count).map(|_| connected(wire)).collect(), ram, config)
+}
+
+/// Over links whose ends are connected, however.
+pub(crate) fn pools_over(links: Vec<(Link, Link)>, ram: &GuestRam, config: SendConfig) -> Pools {
+    let (near, far): (Vec<Link>, Vec<Link>) = links.into_iter().unzip();
     let sink = Arc::new(RamSink::new(empty_ram()));
     let links = far.into_iter().map(|link| ReceiveLink::new(link.split().0)).collect();
     let receiving = ReceiveConfig {

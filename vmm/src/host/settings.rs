@@ -177,6 +177,7 @@ impl Levels {
             MultiFdCompression::Zlib => Ok(Codec::Zlib { level: self.zlib }),
             MultiFdCompression::Zstd => Ok(Codec::Zstd { level: self.zstd }),
             MultiFdCompression::Lz4 => Ok(Codec::Lz4),
+            MultiFdCompression::Auto => Ok(Codec::Auto),
             MultiFdCompression::ZstdPacket => Ok(Codec::ZstdPacket { level: self.zstd }),
             MultiFdCompression::Qatzip | MultiFdCompression::Qpl | MultiFdCompression::Uadk => {
                 let text = format!("Compression '{method}' is not supported by this VMM");
@@ -199,6 +200,7 @@ fn method(codec: Codec) -> MultiFdCompression {
         Codec::Zlib { .. } => MultiFdCompression::Zlib,
         Codec::Zstd { .. } => MultiFdCompression::Zstd,
         Codec::Lz4 => MultiFdCompression::Lz4,
+        Codec::Auto => MultiFdCompression::Auto,
         Codec::ZstdPacket { .. } => MultiFdCompression::ZstdPacket,
     }
 }
