@@ -102,9 +102,9 @@ impl Company {
             return Err(LoadFault::ExtraChannel { expected });
         }
         let channels = self.wanted.map(|IncomingChannels { compression, sync, uuid, .. }| {
-            let codec_workers = config.codec_workers;
-            let config = ReceiveConfig { uuid, compression, codec_workers, ..ReceiveConfig::default() };
-            ReceiveLinks { links: self.links, config, sync }
+            let &IncomingConfig { codec_workers, sync_patience, .. } = config;
+            let ours = ReceiveConfig { uuid, compression, codec_workers, sync_patience, on_failure: None };
+            ReceiveLinks { links: self.links, config: ours, sync }
         });
         Ok((channels, self.listener))
     }

@@ -17,7 +17,7 @@ use crate::thread;
 use crate::vm::Vm;
 use connections::Origin;
 use crossbeam_channel::Sender;
-use limosa_multifd::ChannelStatistics;
+use limosa_multifd::{ChannelStatistics, SYNC_PATIENCE};
 use limosa_pages::ByteCount;
 use limosa_postcopy::{PostcopyStatistics, UffdSink};
 use limosa_protocol::{DestinationEvent, DestinationOutcome, MigrationStatus};
@@ -53,6 +53,8 @@ pub struct IncomingConfig {
     /// How long the channels may take to come in once the first section has. A source that was set to fewer will never
     /// make more, and both sides should hear of it.
     pub channel_patience: Duration,
+    /// How long the channels may be silent while the main one waits for them at a synchronisation point; not zero.
+    pub sync_patience: Duration,
     /// The guest may come before its memory (capability `postcopy-ram`). `None` refuses that.
     pub postcopy: Option<IncomingPostcopy>,
     /// Threads that decompress for all channels together; `None` is one per processor.
@@ -136,6 +138,7 @@ impl Default for IncomingConfig {
             read_deadline: None,
             channels: None,
             channel_patience: Duration::from_secs(10),
+            sync_patience: SYNC_PATIENCE,
             postcopy: None,
             codec_workers: None,
         }
