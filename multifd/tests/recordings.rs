@@ -1,5 +1,8 @@
 //! Channels that QEMU has recorded, received as they stand.
 
+#[path = "../../wire/tests/recording/mod.rs"]
+#[allow(dead_code, reason = "only the file is read by it")]
+mod recording;
 mod support;
 
 use flate2::{Decompress, FlushDecompress};
@@ -16,9 +19,7 @@ use std::sync::Arc;
 use std::thread;
 use support::page;
 
-const CHANNELS: [u8; 2] = [1, 2];
-
-/// One recorded channel.
+/// One channel of a recording of our own.
 fn load(name: &str, channel: u8) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../stress/corpora")
@@ -116,37 +117,55 @@ fn ram_for(memory: &BTreeMap<(String, u64), Vec<u8>>) -> GuestRam {
     GuestRam::new(lengths.into_iter().map(block).collect()).expect("names differ")
 }
 
+/// Receives `streams` and holds every page that they name against what their records say.
+fn assert_every_page(name: &str, streams: Vec<Vec<u8>>, compression: Compression) {
+    let read: Vec<_> = streams.iter().map(|stream| read(stream, compression)).collect();
+    let points = |(records, _): &(Vec<Record>, Vec<u8>)| records.iter().filter(|record| record.sync).count();
+    assert!(points(&read[0]) >= 3, "{name}");
+    assert!(read.iter().all(|channel| points(channel) == points(&read[0])), "{name}");
+    let memory = expected(&read);
+    assert!(memory.values().any(|page| page.iter().any(|&byte| byte != 0)), "{name}: nothing but zeros");
+    let ram = ram_for(&memory);
+    let sink = Arc::new(RamSink::new(ram.clone()));
+    let statistics = play(streams, points(&read[0]), Arc::clone(&sink), compression);
+    for ((block, offset), bytes) in &memory {
+        let id = ram.layout().find(block).expect("made for it");
+        let index = PageIndex::containing(*offset);
+        assert!(page(&ram, id, index.0) == *bytes, "{name}: {block} at {offset:#x}");
+        assert!(sink.received().block(id).is_received(index), "{name}: {block} at {offset:#x}");
+    }
+    assert_eq!(sink.received().count(), PageCount(memory.len() as u64), "{name}");
+    let normal: usize =
+        read.iter().map(|(records, _)| records.iter().map(|record| record.normal.len()).sum::<usize>()).sum();
+    assert_eq!(statistics, PageCount(normal as u64), "{name}");
+}
+
 #[test]
-fn channels_that_qemu_recorded_leave_every_page_as_their_records_say() {
+fn channels_that_we_recorded_of_qemu_leave_every_page_as_their_records_say() {
     for (name, compression) in
         [("none", Compression::None), ("zlib", Compression::Zlib), ("zstd", Compression::Zstd)]
     {
-        let streams = CHANNELS.map(|channel| load(name, channel));
-        let read = streams.each_ref().map(|stream| read(stream, compression));
-        let points = read.each_ref().map(|(records, _)| records.iter().filter(|record| record.sync).count());
-        assert!(points[0] == points[1] && points[0] >= 3, "{name}: {points:?}");
-        let memory = expected(&read);
-        assert!(memory.values().any(|page| page.iter().any(|&byte| byte != 0)), "{name}: nothing but zeros");
-        let ram = ram_for(&memory);
-        let sink = Arc::new(RamSink::new(ram.clone()));
-        let statistics = play(streams, points[0], Arc::clone(&sink), compression);
-        for ((block, offset), bytes) in &memory {
-            let id = ram.layout().find(block).expect("made for it");
-            let index = PageIndex::containing(*offset);
-            assert!(page(&ram, id, index.0) == *bytes, "{name}: {block} at {offset:#x}");
-            assert!(sink.received().block(id).is_received(index), "{name}: {block} at {offset:#x}");
-        }
-        assert_eq!(sink.received().count(), PageCount(memory.len() as u64), "{name}");
-        let normal: usize = read
-            .iter()
-            .map(|(records, _)| records.iter().map(|record| record.normal.len()).sum::<usize>())
-            .sum();
-        assert_eq!(statistics, PageCount(normal as u64), "{name}");
+        let streams = [1, 2].map(|channel| load(name, channel)).to_vec();
+        assert_every_page(name, streams, compression);
     }
 }
 
-/// Receives both channels; returns the pages that came with their bytes.
-fn play(streams: [Vec<u8>; 2], points: usize, sink: Arc<RamSink>, compression: Compression) -> PageCount {
+#[test]
+fn channels_of_a_guest_with_firmware_leave_every_page_as_their_records_say() {
+    for (name, compression) in [
+        ("multifd3-none", Compression::None),
+        ("multifd3-none-legacy-zero", Compression::None),
+        ("multifd3-zlib", Compression::Zlib),
+        ("multifd3-zstd", Compression::Zstd),
+    ] {
+        let streams = (1..=3).map(|channel| recording::load(&format!("{name}.{channel}"))).collect();
+        let Some(streams) = streams else { return };
+        assert_every_page(name, streams, compression);
+    }
+}
+
+/// Receives all channels; returns the pages that came with their bytes.
+fn play(streams: Vec<Vec<u8>>, points: usize, sink: Arc<RamSink>, compression: Compression) -> PageCount {
     let (links, sources): (Vec<_>, Vec<_>) = streams
         .into_iter()
         .map(|stream| {
