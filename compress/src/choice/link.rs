@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+#[cfg(test)]
+mod tests;
+
 /// The first window ends when the buffer of a socket is full.
 const FIRST_WINDOW_BYTES: f64 = 4_194_304.0;
 
@@ -16,6 +19,9 @@ const WINDOW_MAX: Duration = Duration::from_millis(100);
 
 /// and in any case not before it has so many bytes: a packet. Headers alone say nothing of the link.
 const WINDOW_BYTES: f64 = 524_288.0;
+
+/// Channels tell the time before they wait for their turn to tell it, so that none may seem to have passed.
+const LENGTH_LEAST: f64 = 1e-6;
 
 /// Share of their time that channels write while the link is busy. Below it a write mostly fills the buffer of a
 /// socket, and says little of the link.
@@ -94,7 +100,7 @@ impl LinkRate {
             Some(_) => length >= WINDOW_MIN && self.window.writes >= WINDOW_WRITES,
         };
         if (enough || length >= WINDOW_MAX) && self.window.bytes >= WINDOW_BYTES {
-            self.end_window(length.as_secs_f64());
+            self.end_window(length.as_secs_f64().max(LENGTH_LEAST));
             self.window = Window { start: Some(now), ..Window::default() };
         }
     }
@@ -103,7 +109,7 @@ impl LinkRate {
         let Window { bytes, writing, encoding, .. } = self.window;
         // What channels would get through if they did nothing but write. Buffers make it more than the truth,
         // never less.
-        let seen = bytes * self.channels / writing.max(1e-9);
+        let seen = bytes * self.channels / writing.max(LENGTH_LEAST);
         let link_busy = writing / (length * self.channels);
         let pool_busy = encoding / (length * self.workers);
         // So much it took for certain.

@@ -2,6 +2,9 @@
 
 use super::prices::{LADDER, Price, Prices};
 
+#[cfg(test)]
+mod tests;
+
 /// A plan is given up for one that takes less than this share of its time.
 const CLEARLY: f64 = 0.97;
 

@@ -15,7 +15,7 @@ pub(super) const LADDER: [Method; 5] = [
 
 /// Before anything is measured: microseconds and bytes for a page of text, on the machine of docs/performance.md.
 const GUESSES: [(f64, f64); LADDER.len()] =
-    [(0.0, 4096.0), (6.7, 1520.0), (8.8, 940.0), (13.8, 940.0), (60.0, 900.0)];
+    [(0.0, 4096.0), (5.2, 1520.0), (6.5, 940.0), (13.6, 940.0), (53.0, 910.0)];
 
 /// Before anything is measured: microseconds to copy a page and to look at it, and to look for an older version of
 /// it and to keep this one.

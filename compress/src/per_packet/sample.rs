@@ -25,8 +25,8 @@ const DISTINCT_INCOMPRESSIBLE: usize = 137;
 /// begins such a row.
 const PATIENCE: u32 = 16;
 
-/// Most pages skipped between two that are looked at: a page costs 0.1 us to look at, 1 us to send, so that
-/// every 32nd is a cost of 0.3 %. It is also what a change of content goes raw at most before it is noticed.
+/// Most pages skipped between two that are looked at: a page costs 0.2 us to look at, 1 us to send, so that
+/// every 32nd is a cost of 0.6 %. It is also what a change of content goes raw at most before it is noticed.
 const SKIP_MAX: u32 = 31;
 
 /// Tells incompressible pages from others in a stream of pages, without a look at most of those that come in long
