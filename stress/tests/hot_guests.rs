@@ -6,8 +6,8 @@
 use limosa::pages::{BlockId, ByteCount, PageCount};
 use limosa::transport::Link;
 use limosa::{
-    Capabilities, Incoming, IncomingConfig, IncomingReport, NoObserver, Outgoing, OutgoingConfig,
-    OutgoingReport, Parameters, SaveVm, Vm, VmError,
+    Capabilities, ChannelSync, Codec, Incoming, IncomingChannels, IncomingConfig, IncomingReport, NoObserver,
+    Outgoing, OutgoingConfig, OutgoingReport, Parameters, SaveVm, Vm, VmError,
 };
 use limosa_stress::qemu::{PATIENCE, leave_out};
 use limosa_vmm::{
@@ -22,6 +22,10 @@ use std::time::Instant;
 
 /// Migrations with each number of vCPUs: 200 of each kind of guest.
 const TURNS: usize = 100;
+/// The same over channels: each number of them with each codec, and once more.
+const CHANNEL_TURNS: usize = 2 * CHANNELS.len() * CODECS.len();
+const CHANNELS: [u8; 4] = [1, 2, 4, 8];
+const CODECS: [Codec; 4] = [Codec::None, Codec::Zstd { level: 1 }, Codec::Lz4, Codec::Auto];
 const VCPUS: [u32; 2] = [1, 2];
 
 /// After so many migrations the guest is paused and every page is checked.
@@ -36,15 +40,23 @@ const STEPS: u64 = 50;
 #[test]
 fn a_busy_kvm_guest_survives_two_hundred_migrations() {
     match kvm_usable() {
-        Ok(()) => go_to_and_fro(GuestKind::Kvm),
+        Ok(()) => go_to_and_fro(GuestKind::Kvm, Turn::new, TURNS),
         Err(reason) => leave_out(format_args!("hot guests under KVM: {reason}")),
+    }
+}
+
+#[test]
+fn a_busy_kvm_guest_survives_migrations_over_any_number_of_channels() {
+    match kvm_usable() {
+        Ok(()) => go_to_and_fro(GuestKind::Kvm, Turn::over_channels, CHANNEL_TURNS),
+        Err(reason) => leave_out(format_args!("hot guests over channels: {reason}")),
     }
 }
 
 #[test]
 fn a_busy_process_guest_survives_two_hundred_migrations() {
     match machine(GuestKind::Process, 1, Program::Incoming).dirty_log() {
-        Ok(_) => go_to_and_fro(GuestKind::Process),
+        Ok(_) => go_to_and_fro(GuestKind::Process, Turn::new, TURNS),
         Err(reason) => leave_out(format_args!("hot process guests: {reason}")),
     }
 }
@@ -55,6 +67,8 @@ struct Turn {
     route: Route,
     xbzrle: bool,
     return_path: bool,
+    /// How many channels beside the main one, and what is on them.
+    channels: Option<(u8, Codec)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,17 +112,47 @@ impl Turn {
             route: [Route::SocketPair, Route::Tcp, Route::Unix][number % 3],
             xbzrle: number / 3 % 2 == 1,
             return_path: number % 12 < 6,
+            channels: None,
+        }
+    }
+
+    /// All channels with all codecs, and then without a return path where the codec needs no greeting.
+    fn over_channels(number: usize) -> Self {
+        let channels = CHANNELS[number % CHANNELS.len()];
+        let codec = CODECS[number / CHANNELS.len() % CODECS.len()];
+        Self {
+            route: [Route::Tcp, Route::Unix][number % 2],
+            xbzrle: false,
+            return_path: number < CHANNEL_TURNS / 2 || matches!(codec, Codec::Lz4 | Codec::Auto),
+            channels: Some((channels, codec)),
         }
     }
 
     fn config(self) -> OutgoingConfig {
-        let Self { xbzrle, return_path, .. } = self;
+        let Self { xbzrle, return_path, channels, .. } = self;
+        let multifd = channels.is_some();
+        let (multifd_channels, multifd_codec) = channels.unwrap_or((1, Codec::None));
         OutgoingConfig {
-            capabilities: Capabilities { xbzrle, return_path, ..Capabilities::default() },
-            // Too small for the working set, so that pages are evicted.
-            parameters: Parameters { xbzrle_cache_size: ByteCount(4 << 20), ..Parameters::default() },
+            capabilities: Capabilities { xbzrle, return_path, multifd, ..Capabilities::default() },
+            parameters: Parameters {
+                // Too small for the working set, so that pages are evicted.
+                xbzrle_cache_size: ByteCount(4 << 20),
+                multifd_channels,
+                multifd_codec,
+                ..Parameters::default()
+            },
             ..OutgoingConfig::default()
         }
+    }
+
+    fn incoming(self) -> IncomingConfig {
+        let channels = self.channels.map(|(count, codec)| IncomingChannels {
+            count,
+            compression: codec.compression(),
+            sync: ChannelSync::PerRound,
+            uuid: [0; 16],
+        });
+        IncomingConfig { read_deadline: Some(PATIENCE), channels, ..IncomingConfig::default() }
     }
 }
 
@@ -199,7 +243,7 @@ fn machine(kind: GuestKind, vcpus: u32, program: Program) -> Machine {
     Machine::new(&config).expect("a machine")
 }
 
-fn go_to_and_fro(kind: GuestKind) {
+fn go_to_and_fro(kind: GuestKind, turn: impl Fn(usize) -> Turn, turns: usize) {
     let folder = tempfile::tempdir().expect("a folder");
     let begin = Instant::now();
     for vcpus in VCPUS {
@@ -216,9 +260,9 @@ fn go_to_and_fro(kind: GuestKind) {
         let mut there = Place::new(kind, vcpus, Program::Incoming, &census);
         let mut totals = Totals::default();
         here.handle.resume().expect("it runs");
-        for number in 0..TURNS {
+        for number in 0..turns {
             here.work();
-            let turn = Turn::new(number);
+            let turn = turn(number);
             let when = format!("{kind:?}, {vcpus} vCPUs, migration {number}, {turn:?}");
             let (outgoing, incoming) = migrate(turn, &mut here, &mut there, folder.path());
             assert!(outgoing.is_completed(), "{when}: {:?}", outgoing.statistics.error);
@@ -233,8 +277,9 @@ fn go_to_and_fro(kind: GuestKind) {
         }
         here.check(&"at the end");
         // More than a page in each migration: the guest was busy.
-        assert!(totals.resent > TURNS as u64 && totals.deltas > 0, "{totals:?}");
-        eprintln!("{kind:?}, {vcpus} vCPUs: {TURNS} migrations, {:?} so far, {totals:?}", begin.elapsed());
+        assert!(totals.resent > turns as u64, "{totals:?}");
+        assert_eq!(totals.deltas > 0, (0..turns).any(|number| turn(number).xbzrle), "{totals:?}");
+        eprintln!("{kind:?}, {vcpus} vCPUs: {turns} migrations, {:?} so far, {totals:?}", begin.elapsed());
     }
 }
 
@@ -246,7 +291,7 @@ fn migrate(
 ) -> (OutgoingReport, IncomingReport) {
     let observer = Arc::new(NoObserver);
     let (list, vm) = (destination.lend(), destination.vm());
-    let config = IncomingConfig { read_deadline: Some(PATIENCE), ..IncomingConfig::default() };
+    let config = turn.incoming();
     let address = match turn.route {
         Route::SocketPair => None,
         Route::Tcp => Some("tcp:127.0.0.1:0".to_owned()),

@@ -6,7 +6,7 @@ use limosa_engine::{Codec, IncomingConfig};
 use limosa_wire::multifd::{InitPacket, PagesHeader};
 
 /// Cuts at places that no boundary is near.
-const SCATTERED: usize = 40;
+const SCATTERED: usize = 12;
 
 /// Init packet and first SYNC packet.
 const AFTER_SETUP: usize = InitPacket::BYTES + PagesHeader::BYTES;
