@@ -3,7 +3,8 @@
 //! Links are cut up to four times a run and made anew. Every run ends with the whole guest on the destination or with the
 //! guest running on the source, unless a process with a part of it was killed.
 
-use limosa_stress::sim::{Mutant, Place, Report, Scenario, Side, World};
+use limosa_protocol::GuestFate;
+use limosa_stress::sim::{Fault, Mutant, Place, Report, Scenario, Side, Strike, World};
 use std::collections::BTreeSet;
 
 /// Seeds per state: 27 states make 10,800 runs.
@@ -130,4 +131,27 @@ fn is_killed(mutant: Mutant) -> bool {
             Scenario { mutant: Some(mutant), ..Scenario::postcopy_struck_in(place, seed, PATIENCE) };
         World::new(scenario).run().is_err_and(|violation| mutant.explains(&violation))
     })
+}
+
+#[test]
+fn a_link_that_is_cut_three_times_costs_a_migration_nothing_but_time() {
+    let mut pauses = 0;
+    for seed in 0..500 {
+        let mut scenario = Scenario::postcopy(seed);
+        for after in [0, 20, 40] {
+            let place = Place { side: Side::Source, state: "pushing" };
+            scenario.strikes.push(Strike {
+                place: Some(place),
+                after: after + seed % 20,
+                fault: Fault::CutLink,
+            });
+        }
+        let report =
+            World::new(scenario).run().unwrap_or_else(|violation| panic!("{violation}; seed {seed}"));
+        let source = &report.world.source.machine;
+        let fate = source.outcome().expect("it has ended").fate;
+        assert_eq!(fate, GuestFate::OnDestination, "seed {seed}");
+        pauses += source.counters().pauses;
+    }
+    assert!(pauses > 500, "{pauses} pauses");
 }
