@@ -64,6 +64,8 @@ pub struct Link {
 pub struct Channel<T> {
     queue: VecDeque<(Duration, T)>,
     state: ChannelState,
+    /// Something was lost on the way, and nobody knows.
+    leaks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,18 +133,20 @@ impl<T> Default for Channel<T> {
 impl<T> Channel<T> {
     /// A fresh one.
     pub fn new() -> Self {
-        Self { queue: VecDeque::with_capacity(FRAMES_MAX), state: ChannelState::Open }
+        Self { queue: VecDeque::with_capacity(FRAMES_MAX), state: ChannelState::Open, leaks: false }
     }
 
     /// Whether nothing has happened to it yet.
     pub fn is_open(&self) -> bool {
-        self.state == ChannelState::Open
+        self.state == ChannelState::Open && !self.leaks
     }
 
     /// Loses one item on its way, the oldest that `wanted` accepts; whether there was one.
     pub fn lose(&mut self, wanted: impl Fn(&T) -> bool) -> bool {
         let place = self.queue.iter().position(|(_, item)| wanted(item));
-        place.and_then(|place| self.queue.remove(place)).is_some()
+        let lost = place.and_then(|place| self.queue.remove(place)).is_some();
+        self.leaks |= lost;
+        lost
     }
 
     /// What is under way, oldest first.

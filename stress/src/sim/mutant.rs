@@ -60,7 +60,8 @@ impl Mutant {
     pub const OF_CHANNELS: [Self; 2] = [Self::SkipsFlush, Self::PassesFlush];
 
     /// Those of postcopy.
-    pub const POSTCOPY: [Self; 6] = [
+    pub const POSTCOPY: [Self; 7] = [
+        Self::SkipsFlush,
         Self::KeepsOldDebt,
         Self::ServesWithoutClaim,
         Self::ResumesInDoubt,

@@ -123,6 +123,8 @@ impl Scenario {
         });
         scenario.destination.postcopy = Some(advice);
         scenario.writes = 100 + rng.below(200) as u32;
+        // They carry pages until the switch; what follows it stays on the main channel and the preempt channel.
+        scenario.channels = if rng.one_in(4) { 1 + rng.below(CHANNELS_MAX) as usize } else { 0 };
         scenario
     }
 

@@ -231,7 +231,7 @@ impl SourceShell {
             SourceAction::ResumeVm => Some(Step::ResumeVm),
             SourceAction::CloseLink => Some(Step::CloseLink),
             SourceAction::Finish => Some(Step::Finish),
-            action => Some(self.begin_postcopy(action)),
+            action => Some(self.begin_postcopy(action, environment.mutant)),
         }
     }
 
@@ -321,7 +321,11 @@ impl SourceShell {
         let frame = match write.before.pop_front() {
             Some(frame) => Some(frame),
             // One in four is a zero page, say, which leaves on the main channel.
-            None if write.pages.is_some() && self.channels.is_some() && !environment.rng.one_in(4) => {
+            None if write.pages.is_some()
+                && self.channels.is_some()
+                && write.result != WriteResult::Push
+                && !environment.rng.one_in(4) =>
+            {
                 return self.submit_page(write);
             }
             None if write.pages.is_some() => Some(self.next_page(&mut write, environment)),
@@ -378,10 +382,11 @@ impl SourceShell {
         room
     }
 
-    /// With the last page of a round the channels are brought into line (I5).
+    /// With the last page of a round the channels are brought into line (I5). In postcopy they are silent.
     fn end_round(&self, write: &mut Write, environment: &Environment) {
         let racing = self.channels.as_ref().is_some_and(SendChannels::is_racing);
-        let skips = environment.mutant == Some(Mutant::SkipsFlush) && write.result == WriteResult::Slice;
+        let skips = environment.mutant == Some(Mutant::SkipsFlush) && write.result == WriteResult::Slice
+            || write.result == WriteResult::Push;
         if racing && !skips && self.memory.owed.count().0 == 0 {
             write.after.push_front(Frame::Flush);
         }

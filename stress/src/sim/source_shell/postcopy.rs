@@ -2,6 +2,7 @@
 
 use super::step::{Slice, Step, Write, WriteResult};
 use super::{DEVICE, DEVICE_ENTRY, RAM, SourceShell};
+use crate::sim::channels::SendChannels;
 use crate::sim::environment::Environment;
 use crate::sim::guest::PAGES;
 use crate::sim::link::{FRAMES_MAX, Frame};
@@ -61,7 +62,7 @@ impl PostcopyStep {
 }
 
 impl SourceShell {
-    pub(super) fn begin_postcopy(&mut self, action: SourceAction) -> Step {
+    pub(super) fn begin_postcopy(&mut self, action: SourceAction, mutant: Option<Mutant>) -> Step {
         let write = |before: Vec<Frame>, pages, after: Vec<Frame>, result| {
             Step::Write(Write { before: before.into(), pages, after: after.into(), sent: 0, result })
         };
@@ -73,7 +74,12 @@ impl SourceShell {
             SourceAction::Pause => Step::Postcopy(PostcopyStep::Pause),
             SourceAction::Reconnect => Step::Postcopy(PostcopyStep::Reconnect),
             SourceAction::CompleteForPostcopy => {
-                let frames = vec![Frame::Command(Command::SwitchoverStart)];
+                let mut frames = vec![Frame::Command(Command::SwitchoverStart)];
+                // I5: nothing of precopy may arrive behind the discards.
+                let racing = self.channels.as_ref().is_some_and(SendChannels::is_racing);
+                if racing && mutant != Some(Mutant::SkipsFlush) {
+                    frames.extend([open(SectionKind::Part), Frame::Flush, Frame::Footer(RAM)]);
+                }
                 write(frames, None, Vec::new(), WriteResult::ForPostcopy)
             }
             SourceAction::SendDiscards => {
@@ -140,6 +146,7 @@ impl SourceShell {
     fn pause(&mut self, environment: &mut Environment) {
         let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
         environment.link.cut(kept, 0);
+        environment.channels.iter_mut().for_each(|channel| channel.cut(0));
         // I8: what was heard or claimed on this connection means nothing on the next.
         self.inbox.clear();
         self.reader_ended = true;
