@@ -38,7 +38,7 @@ pub struct ConvergenceConfig {
     pub downtime_limit: Duration,
     /// The rate to assume for the switchover, in place of the measured one.
     pub switchover_bandwidth: Option<BytesPerSecond>,
-    /// Go over to postcopy without being told to; `None` waits for the user's word.
+    /// Go over to postcopy without being told to; `None` waits for the user's word. Means nothing where postcopy is not enabled.
     pub auto_postcopy: Option<AutoPostcopy>,
 }
 

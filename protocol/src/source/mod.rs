@@ -59,24 +59,23 @@ impl Source {
     /// A migration that begins `now`, over a link that is connected and carries header and configuration already.
     ///
     /// # Panics
-    /// If the configuration wants acknowledgements, requires features or wants postcopy without a return path, wants
-    /// postcopy by policy without its capability, or more than [`ROUNDS_MAX`] rounds.
-    pub fn new(config: SourceConfig, now: Instant) -> Self {
+    /// If the configuration wants acknowledgements, requires features or wants postcopy without a return path, or wants more
+    /// than [`ROUNDS_MAX`] rounds.
+    pub fn new(mut config: SourceConfig, now: Instant) -> Self {
         assert!(
             config.return_path || !config.switchover_ack,
             "no return path to acknowledge the switchover on"
         );
         assert!(config.return_path || config.postcopy.is_none(), "no return path to ask for pages on");
         assert!(
-            config.postcopy.is_some() || config.convergence.auto_postcopy.is_none(),
-            "postcopy by policy, but not enabled"
-        );
-        assert!(
             config.return_path || config.features.required.is_empty(),
             "no return path to agree about {} on",
             config.features.required
         );
         assert!(config.rounds_max <= ROUNDS_MAX, "rounds_max {} above {ROUNDS_MAX}", config.rounds_max);
+        // A policy for what is not enabled means nothing.
+        config.convergence.auto_postcopy =
+            config.convergence.auto_postcopy.filter(|_| config.postcopy.is_some());
         let mut context = Context::new(config, now);
         let state = Some(if context.config.return_path {
             Greeting::enter(&mut context, now)

@@ -171,6 +171,15 @@ fn policy_goes_over_when_its_time_is_up_in_the_middle_of_a_round() {
 }
 
 #[test]
+fn a_policy_without_the_capability_means_nothing() {
+    let mut config = SourceConfig::default();
+    let time_max = Some(Duration::ZERO);
+    config.convergence.auto_postcopy = Some(AutoPostcopy { rounds_max: Some(0), time_max });
+    let mut run = Run::in_phase(config, Phase::Round);
+    assert_eq!(run.after(iterated(MIB, 7 * MIB)), [SLICE]);
+}
+
+#[test]
 fn anything_before_the_package_is_taken_leaves_the_guest_here() {
     for step in [Step::Round, Step::Stopping, Step::Completing, Step::Discarding, Step::Packaging] {
         for event in [lost(LinkRole::Main), lost(LinkRole::Preempt), shut(1), SourceEvent::Cancel] {
