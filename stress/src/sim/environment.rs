@@ -20,6 +20,8 @@ pub struct Environment {
     pub link: Link,
     /// Connections for pages beside it; there may be none.
     pub channels: Vec<Channel<Packet>>,
+    /// A SYNC packet was lost: from then on rounds may race, and the destination must not start the guest.
+    pub sync_lost: bool,
     /// How late each of them is at most, in microseconds.
     lateness: Vec<u64>,
     /// Who would take a new connection.
@@ -56,7 +58,19 @@ impl Environment {
         let channels = (0..channels).map(|_| Channel::new()).collect();
         let (link, listener) = (Link::new(), Listener::Nobody);
         let (now, connected) = (Duration::ZERO, false);
-        Self { rng, now, link, channels, lateness, listener, connected, guest, mutant, start }
+        Self {
+            rng,
+            now,
+            link,
+            channels,
+            sync_lost: false,
+            lateness,
+            listener,
+            connected,
+            guest,
+            mutant,
+            start,
+        }
     }
 
     /// The present, for the machines.

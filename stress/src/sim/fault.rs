@@ -154,7 +154,7 @@ fn cut_channels(world: &mut World) {
 /// Harmless if none is under way.
 fn lose_sync(world: &mut World) {
     let mut channels = world.environment.channels.iter_mut();
-    let _ = channels.any(|channel| channel.lose(|packet| *packet == Packet::Sync));
+    world.environment.sync_lost |= channels.any(|channel| channel.lose(|packet| *packet == Packet::Sync));
 }
 
 fn change_parameters(world: &mut World) {

@@ -24,8 +24,11 @@ impl BarrierWatch {
     ) -> Result<(), Violation> {
         let state = source.machine.state_name();
         let before = std::mem::replace(&mut self.last_state, state);
-        // On a link that is not whole, or behind a refusal, pages are lost and the migration with them.
-        let over = !environment.is_whole() || destination.machine.outcome().is_some() || source.crashed;
+        // On a link that is not whole, behind a refusal or a lost SYNC, pages are lost and the migration with them.
+        let over = !environment.is_whole()
+            || environment.sync_lost
+            || destination.machine.outcome().is_some()
+            || source.crashed;
         if state == before || over {
             return Ok(());
         }
