@@ -14,6 +14,7 @@
 //! **Deliberately absent:** thresholds, plots, statistics beyond median and range.
 #![forbid(unsafe_code)]
 
+mod channels;
 mod error;
 mod memory_file;
 mod migration;
@@ -23,6 +24,9 @@ mod summary;
 mod vmm;
 mod warm_memory;
 
+pub use channels::{
+    ChannelBenchError, Kind as ChannelKind, Layout, Pair, Setting as ChannelSetting, read_bandwidth,
+};
 pub use error::BenchError;
 pub use memory_file::MemoryFile;
 pub use migration::{DowntimeParts, Measurement, measure};

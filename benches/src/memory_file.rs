@@ -1,8 +1,8 @@
 //! Guest memory in a file that both programs' sources map.
 
 use crate::error::BenchError;
-use crate::scenario::Scenario;
-use limosa_vmm::write_memory_file;
+use limosa_pages::ByteCount;
+use limosa_vmm::{Content, write_memory_file};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Any number: the content only has to be the same for everybody.
 const SEED: u64 = 1;
 
-/// A file without a name, filled for a scenario.
+/// A file without a name, filled with content.
 ///
 /// Others open it through this process's descriptor. It is gone with its last user, however that one ends.
 #[derive(Debug)]
@@ -21,15 +21,15 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// Fills a new file in `folder`, a tmpfs if possible, with what `scenario` says.
+    /// Fills a new file in `folder`, a tmpfs if possible, with `memory` bytes of `content`.
     ///
     /// # Errors
     /// No such file in that folder, or no room for it.
-    pub fn fill(folder: &Path, scenario: &Scenario) -> Result<Self, BenchError> {
+    pub fn fill(folder: &Path, memory: ByteCount, content: Content) -> Result<Self, BenchError> {
         let files = |source: io::Error| BenchError::Files { folder: folder.to_owned(), source };
         let file = tempfile::tempfile_in(folder).map_err(files)?;
         let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        write_memory_file(&path, scenario.memory, scenario.content, SEED)?;
+        write_memory_file(&path, memory, content, SEED)?;
         Ok(Self { path, _file: file })
     }
 

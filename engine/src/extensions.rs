@@ -9,6 +9,7 @@ use limosa_wire::{Features, MultifdSettings};
 /// What a destination offers to every source.
 pub(crate) const OFFERED: Features = Features::from_bits(
     Features::PER_PACKET_CODECS.bits()
+        | Features::POPULATED_REPORT.bits()
         | Features::RUNNING_ANSWERS.bits()
         | Features::POSTCOPY_CHANNELS.bits(),
 );
@@ -19,12 +20,12 @@ pub(crate) fn wishes(parameters: &Parameters, capabilities: &Capabilities) -> Fe
         Compression::PerPacket => Features::PER_PACKET_CODECS,
         _ => Features::NONE,
     };
-    let wanted = match (capabilities.postcopy_ram, capabilities.multifd) {
+    let postcopy = match (capabilities.postcopy_ram, capabilities.multifd) {
         (true, true) => Features::RUNNING_ANSWERS | Features::POSTCOPY_CHANNELS,
         (true, false) => Features::RUNNING_ANSWERS,
         (false, _) => Features::NONE,
     };
-    FeatureWishes { wanted, required }
+    FeatureWishes { wanted: Features::POPULATED_REPORT | postcopy, required }
 }
 
 /// What a source says of its multifd channels.

@@ -3,6 +3,7 @@
 mod barrier;
 mod channel;
 mod decode;
+mod intake;
 mod parcel;
 mod runs;
 mod sink;

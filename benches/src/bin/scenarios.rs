@@ -93,7 +93,7 @@ fn repeat(
     programs: &mut [Box<dyn Program>],
     options: &Options,
 ) -> Result<Vec<Measurement>, BenchError> {
-    let memory = MemoryFile::fill(&options.folder, scenario)?;
+    let memory = MemoryFile::fill(&options.folder, scenario.memory, scenario.content)?;
     let mut measurements = Vec::new();
     for turn in 0..options.warm_up + options.repetitions {
         for program in programs.iter() {

@@ -2,6 +2,7 @@
 
 use super::barrier::Barrier;
 use super::decode::{Decoding, Reported};
+use super::intake::Intake;
 use super::parcel::Parcel;
 use super::runs::Runs;
 use super::{PageSink, ReceiveConfig, ReceiveLink};
@@ -10,13 +11,13 @@ use crate::runs::push_page;
 use crate::statistics::ChannelCounters;
 use limosa_pages::BlockId;
 use limosa_ram::Scatter;
-use limosa_transport::{LinkReader, ShutdownHandle};
+use limosa_transport::ShutdownHandle;
 use limosa_wire::Step;
 use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesHeader, PerPacketHead};
 use std::sync::Arc;
 
 pub(super) struct Channel {
-    reader: LinkReader,
+    reader: Intake,
     init: Option<InitPacket>,
     sink: Arc<dyn PageSink>,
     uuid: [u8; 16],
@@ -57,7 +58,7 @@ impl Channel {
     ) -> Self {
         Self {
             reporter: Reporter { accepted, barrier, link: link.reader.shutdown_handle() },
-            reader: link.reader,
+            reader: Intake::new(link.reader),
             init: link.init,
             sink,
             uuid: config.uuid,
@@ -164,17 +165,11 @@ impl Channel {
     }
 
     /// Pages as they are, straight into guest RAM.
-    ///
-    /// Measured against a scratch buffer of 512 KiB and a copy, five interleaved pairs of runs of 4 GiB between two
-    /// threads over TCP loopback, on two cores that other work kept busy. Processor time of the receiving thread,
-    /// median in seconds per GB: neighbouring pages 0.21 direct, 0.26 with scratch; scattered ones 0.27 and 0.29.
-    /// The best rates of the runs did not tell them apart (1.8 to 2.6 and 1.5 to 3.5 GB/s). With two channels
-    /// both take the same.
     fn receive_directly(&mut self, id: BlockId, header: &PagesHeader<'_>) -> Result<(), ReceiveFailure> {
         let sink = Arc::clone(&self.sink);
         let block = sink.ram().block(id);
         self.runs.locate(block, header)?;
-        self.runs.announce_to(&*sink, id);
+        self.runs.announce_to(&*sink, id)?;
         let mut scatter = std::mem::take(&mut self.scatter).reset();
         self.runs.normal.iter().for_each(|&run| scatter.pages(block, run));
         self.reporter.counters().transferring(|| self.reader.read_scatter(&mut scatter))?;
@@ -215,7 +210,7 @@ impl Channel {
 
 /// What a packet is read with.
 struct Reading<'a> {
-    reader: &'a mut LinkReader,
+    reader: &'a mut Intake,
     counters: &'a ChannelCounters,
     scatter: &'a mut Scatter<'static>,
 }
@@ -235,7 +230,7 @@ impl Reading<'_> {
             Step::Item { item, .. } => item,
             Step::Need(_) => unreachable!("a head has a fixed size"),
         };
-        parcel.runs.announce_to(sink, parcel.block);
+        parcel.runs.announce_to(sink, parcel.block)?;
         let mut raw = Vec::new();
         parcel.runs.at(parcel.head.raw).for_each(|page| push_page(&mut raw, page));
         let rest = parcel.head.compressed_bytes + parcel.head.delta_bytes;

@@ -57,7 +57,7 @@ impl Parcel {
         stream
             .decode(payload, &mut self.pages[..bytes])
             .map_err(|source| ReceiveFailure::Codec { payload: payload.len(), source })?;
-        self.runs.announce_to(sink, self.block);
+        self.runs.announce_to(sink, self.block)?;
         let block = sink.ram().block(self.block);
         let mut rest = self.pages.as_slice();
         for run in &self.runs.normal {

@@ -27,15 +27,17 @@ impl Runs {
         header.zero().try_for_each(|offset| push(block, offset, &mut self.zero))
     }
 
-    /// Tells the sink that bytes are about to be put into the normal pages.
-    pub(super) fn announce_to(&self, sink: &dyn PageSink, block: BlockId) {
+    /// Tells the sink which pages are zero, and that bytes are about to be put into the normal ones. In this order: a
+    /// region with zero pages is not taken for one that is full.
+    pub(super) fn announce_to(&self, sink: &dyn PageSink, block: BlockId) -> Result<(), PlaceError> {
+        self.zero.iter().try_for_each(|&run| sink.zero(block, run))?;
         self.normal.iter().for_each(|&run| sink.before_content(block, run));
+        Ok(())
     }
 
     /// Tells the sink: the bytes of the normal pages are in its memory.
     pub(super) fn give_to(&self, sink: &dyn PageSink, block: BlockId) -> Result<(), PlaceError> {
-        self.normal.iter().try_for_each(|&run| sink.place(block, run))?;
-        self.zero.iter().try_for_each(|&run| sink.zero(block, run))
+        self.normal.iter().try_for_each(|&run| sink.place(block, run))
     }
 }
 
