@@ -31,5 +31,5 @@ pub use error::BenchError;
 pub use memory_file::MemoryFile;
 pub use migration::{DowntimeParts, Measurement, measure};
 pub use program::{Limosa, Program, Qemu};
-pub use scenario::{Busy, GuestKind, SCENARIOS, Scenario};
-pub use summary::{Spread, Summary};
+pub use scenario::{Busy, GuestKind, Route, SCENARIOS, Scenario};
+pub use summary::{Best, Spread, Summary};

@@ -3,7 +3,7 @@
 use crate::error::BenchError;
 use crate::memory_file::MemoryFile;
 use crate::program::Program;
-use crate::scenario::Scenario;
+use crate::scenario::{Route, Scenario};
 use crate::vmm::Vmm;
 use crate::warm_memory::WarmMemory;
 use serde::Serialize;
@@ -23,6 +23,8 @@ pub struct Measurement {
     pub scenario: &'static str,
     /// The program's name.
     pub program: &'static str,
+    /// The multifd channels; 0 if all goes over the main one.
+    pub channels: u8,
     /// Counted from 1.
     pub repetition: u32,
     /// `total-time` of `query-migrate`.
@@ -62,15 +64,15 @@ pub struct DowntimeParts {
     pub resume: u64,
 }
 
-/// Moves the guest of `scenario` once, from one `program` to another.
+/// Moves the guest of `scenario` once, from one `program` to another, on `route`.
 ///
 /// # Errors
 /// Anything that keeps the migration from completing.
 pub fn measure(
     scenario: &Scenario,
+    route: &Route,
     program: &dyn Program,
     memory: &MemoryFile,
-    repetition: u32,
 ) -> Result<Measurement, BenchError> {
     let temporary = std::env::temp_dir();
     let files = |source| BenchError::Files { folder: temporary.clone(), source };
@@ -81,8 +83,8 @@ pub fn measure(
     let mut destination = Vmm::start("destination", command, &socket("destination"))?;
     let command = program.source(scenario, memory.path(), &socket("source"), folder.path()).map_err(files)?;
     let mut source = Vmm::start("source", command, &socket("source"))?;
-    configure(&mut source)?;
-    configure(&mut destination)?;
+    configure(&mut source, route)?;
+    configure(&mut destination, route)?;
     let uri = listen(&mut destination)?;
     if scenario.busy.is_some() {
         std::thread::sleep(WARM_UP);
@@ -108,7 +110,8 @@ pub fn measure(
     let mut measurement = Measurement {
         scenario: scenario.name,
         program: program.name(),
-        repetition,
+        channels: route.channels,
+        repetition: 0,
         total_ms: number(&answer["total-time"]),
         wall_ms: milliseconds(wall),
         downtime_ms: number(&answer["downtime"]) as f64,
@@ -131,14 +134,21 @@ pub fn measure(
     Ok(measurement)
 }
 
-/// One channel, no limit of bandwidth, the default limit of downtime, a return path.
-fn configure(vmm: &mut Vmm) -> Result<(), BenchError> {
+/// The channels of the route, no limit of bandwidth, the default limit of downtime, a return path.
+fn configure(vmm: &mut Vmm, route: &Route) -> Result<(), BenchError> {
     let capabilities = json!([
         { "capability": "events", "state": true },
         { "capability": "return-path", "state": true },
+        { "capability": "multifd", "state": route.channels > 0 },
     ]);
     vmm.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
-    vmm.execute("migrate-set-parameters", json!({ "max-bandwidth": 0, "downtime-limit": 300 })).map(drop)
+    let mut parameters = json!({ "max-bandwidth": 0, "downtime-limit": 300 });
+    if route.channels > 0 {
+        parameters["multifd-channels"] = route.channels.into();
+        parameters["multifd-compression"] = route.compression.as_str().into();
+        parameters["multifd-zstd-level"] = 1.into();
+    }
+    vmm.execute("migrate-set-parameters", parameters).map(drop)
 }
 
 /// Lets `destination` listen at a port of the kernel's choice; returns the address for the source.

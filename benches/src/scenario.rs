@@ -18,6 +18,15 @@ pub struct Scenario {
     pub guest: GuestKind,
 }
 
+/// What pages are sent over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Multifd channels; 0 is the main channel alone.
+    pub channels: u8,
+    /// `multifd-compression`, of both programs.
+    pub compression: String,
+}
+
 /// A guest that writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy {

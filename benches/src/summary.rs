@@ -20,6 +20,15 @@ pub struct Summary<'a> {
     measurements: &'a [Measurement],
 }
 
+/// Each program with the number of channels that suits it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    /// Channels and median total time in milliseconds.
+    pub limosa: (u8, f64),
+    /// As before.
+    pub qemu: (u8, f64),
+}
+
 /// A row of the table: a name, a figure, and how many decimals of it mean something.
 type Row = (&'static str, fn(&Measurement) -> f64, usize);
 
@@ -51,6 +60,22 @@ impl<'a> Summary<'a> {
         Self { measurements }
     }
 
+    /// Both programs at their best, if both were measured.
+    pub fn best(&self) -> Option<Best> {
+        let best_of = |program: &str| {
+            let mut medians: Vec<(u8, f64)> = Vec::new();
+            for channels in self.measurements.iter().map(|one| one.channels) {
+                let alike =
+                    self.measurements.iter().filter(|one| (one.program, one.channels) == (program, channels));
+                medians.extend(
+                    Spread::of(alike.map(|one| one.total_ms as f64)).map(|spread| (channels, spread.median)),
+                );
+            }
+            medians.into_iter().min_by(|one, other| one.1.total_cmp(&other.1))
+        };
+        Some(Best { limosa: best_of("limosa")?, qemu: best_of("qemu")? })
+    }
+
     /// A figure of one program.
     pub fn spread(&self, program: &str, figure: fn(&Measurement) -> f64) -> Option<Spread> {
         Spread::of(self.measurements.iter().filter(|one| one.program == program).map(figure))
@@ -61,6 +86,14 @@ impl<'a> Summary<'a> {
         let ours = self.spread("limosa", figure)?.median;
         let theirs = self.spread("qemu", figure)?.median;
         (theirs != 0.0).then(|| ours / theirs)
+    }
+}
+
+impl fmt::Display for Best {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limosa, qemu } = self;
+        write!(f, "best total time: limosa {:.0} ms with {} channels, ", limosa.1, limosa.0)?;
+        write!(f, "qemu {:.0} ms with {}, ratio {:.2}", qemu.1, qemu.0, limosa.1 / qemu.1)
     }
 }
 

@@ -16,8 +16,8 @@ struct Options {
     /// Numbers of channels.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     channels: Vec<u8>,
-    /// Codecs: none, zlib-LEVEL, zstd-LEVEL (streams), lz4, packet-LEVEL (zstd without a stream).
-    #[arg(long, value_delimiter = ',', default_value = "none,zlib-1,zstd-1,lz4,packet-1", value_parser = codec)]
+    /// Codecs: none, zlib-LEVEL, zstd-LEVEL (streams), lz4, packet-LEVEL (zstd without a stream), auto.
+    #[arg(long, value_delimiter = ',', default_value = "none,zlib-1,zstd-1,lz4,packet-1,auto", value_parser = codec)]
     codecs: Vec<Codec>,
     /// What the source holds; all of it by default.
     #[arg(long, value_delimiter = ',', value_parser = kind)]
@@ -142,6 +142,7 @@ fn word(codec: Codec) -> String {
         Codec::Zlib { level } => format!("zlib-{level}"),
         Codec::Zstd { level } => format!("zstd-{level}"),
         Codec::Lz4 => "lz4".to_owned(),
+        Codec::Auto => "auto".to_owned(),
         Codec::ZstdPacket { level } => format!("packet-{level}"),
     }
 }
@@ -154,6 +155,7 @@ fn codec(word: &str) -> Result<Codec, String> {
         "zlib" => Ok(Codec::Zlib { level }),
         "zstd" => Ok(Codec::Zstd { level }),
         "lz4" => Ok(Codec::Lz4),
+        "auto" => Ok(Codec::Auto),
         "packet" => Ok(Codec::ZstdPacket { level }),
         _ => Err(format!("no codec is called {name}")),
     }

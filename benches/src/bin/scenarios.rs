@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use limosa_benches::{
-    BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, SCENARIOS, Scenario, Summary, measure,
+    BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, Route, SCENARIOS, Scenario, Summary, measure,
 };
 use std::error::Error;
 use std::fs::File;
@@ -23,6 +23,12 @@ struct Options {
     /// List the scenarios and end.
     #[arg(long)]
     list: bool,
+    /// Multifd channels, several numbers in turns; 0 is the main channel alone.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
+    channels: Vec<u8>,
+    /// How the channels compress.
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    compression: String,
     /// Migrations of each program that are counted.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: u32,
@@ -76,8 +82,15 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     for scenario in chosen(options) {
         println!("{}", scenario.name);
         let measurements = repeat(&scenario, &mut programs, options)?;
-        print!("{}", Summary::of(&measurements));
-        println!();
+        for &channels in &options.channels {
+            println!("{channels} channels, {}", options.compression);
+            let alike: Vec<Measurement> =
+                measurements.iter().filter(|one| one.channels == channels).cloned().collect();
+            println!("{}", Summary::of(&alike));
+        }
+        if let Some(best) = Summary::of(&measurements).best() {
+            println!("{best}\n");
+        }
         if let Some(file) = &mut json {
             for measurement in &measurements {
                 writeln!(file, "{}", serde_json::to_string(measurement)?)?;
@@ -96,11 +109,14 @@ fn repeat(
     let memory = MemoryFile::fill(&options.folder, scenario.memory, scenario.content)?;
     let mut measurements = Vec::new();
     for turn in 0..options.warm_up + options.repetitions {
-        for program in programs.iter() {
-            let measurement = measure(scenario, program.as_ref(), &memory, turn)?;
-            if turn >= options.warm_up {
-                let repetition = turn - options.warm_up + 1;
-                measurements.push(Measurement { repetition, ..measurement });
+        for &channels in &options.channels {
+            let route = Route { channels, compression: options.compression.clone() };
+            for program in programs.iter() {
+                let measurement = measure(scenario, &route, program.as_ref(), &memory)?;
+                if turn >= options.warm_up {
+                    let repetition = turn - options.warm_up + 1;
+                    measurements.push(Measurement { repetition, ..measurement });
+                }
             }
         }
         programs.reverse();

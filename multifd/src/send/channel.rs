@@ -203,6 +203,9 @@ impl Channel {
 
     /// Sends what waits.
     fn flush(&mut self) -> Result<(), SendFailure> {
+        if self.gather.is_empty() {
+            return Ok(());
+        }
         write(&mut self.link, &mut self.gather, self.shared.counters())?;
         self.gather = std::mem::take(&mut self.gather).reset();
         Ok(())
