@@ -38,6 +38,7 @@ pub use error::{
 pub use incoming::{
     Incoming, IncomingChannels, IncomingConfig, IncomingPostcopy, IncomingReport, IncomingStatistics,
 };
+pub use limosa_compress::ChoiceReport;
 pub use limosa_multifd::{ChannelStatistics, Codec};
 pub use limosa_wire::Features;
 pub use limosa_wire::multifd::Compression;

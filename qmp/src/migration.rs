@@ -127,6 +127,10 @@ pub struct MigrationInfo {
     /// What each multifd channel has done; of Limosa alone, and only with channels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_multifd_channels: Option<Vec<MultifdChannelStats>>,
+    /// How packets were compressed, and why: a line for each kind of choice. Of Limosa alone, and only with
+    /// `multifd-compression` `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_multifd_choices: Option<Vec<String>>,
     /// Where the destination listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_address: Option<Vec<SocketAddress>>,

@@ -23,6 +23,8 @@ pub(super) struct Figures {
     downtime_us: Option<Downtime>,
     ram: Ram,
     channels: Vec<MultifdChannelStats>,
+    /// How packets were compressed, and why.
+    choices: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -174,6 +176,7 @@ fn write_text(
         )?;
     }
     write_channels(out, &figures.channels)?;
+    write_choices(out, &figures.choices)?;
     let ram = &figures.ram;
     let seconds = figures.total_us as f64 / 1e6;
     let rate = Size((figures.transferred as f64 / seconds.max(1e-6)) as u64);
@@ -233,6 +236,12 @@ fn write_channels(out: &mut String, channels: &[MultifdChannelStats]) -> std::fm
         )?;
     }
     Ok(())
+}
+
+fn write_choices(out: &mut String, choices: &[String]) -> std::fmt::Result {
+    let Some((first, rest)) = choices.split_first() else { return Ok(()) };
+    writeln!(out, "\ncompression    {first}")?;
+    rest.iter().try_for_each(|choice| writeln!(out, "               {choice}"))
 }
 
 fn write_verdict(out: &mut String, verification: &Verification) -> std::fmt::Result {

@@ -410,12 +410,12 @@ impl Running {
     }
 
     pub(super) fn fail(&mut self, fault: LoadFault) {
-        if matches!(fault, LoadFault::Transport(_) | LoadFault::Ended { .. }) {
-            // A source that hangs up may have lost a channel that failed here: the handler knows, and is asked first.
-            self.clean_up();
-        }
+        // A source that hangs up may have lost a channel that failed here: the handler knows, and is asked first.
+        let hung_up = matches!(fault, LoadFault::Transport(_) | LoadFault::Ended { .. });
+        let handler_failed = hung_up && !self.clean_up();
         let event = match &fault {
             _ if self.loader.shared.is_cancelled() => DestinationEvent::Cancel,
+            _ if handler_failed => DestinationEvent::LoadFailed { section: self.section },
             LoadFault::Transport(error) => lost(loss_reason(error)),
             LoadFault::Ended { .. } => lost(LossReason::Closed),
             LoadFault::Wire(_) if self.section.is_none() => lost(LossReason::Unreadable),

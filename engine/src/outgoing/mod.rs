@@ -21,6 +21,7 @@ use crate::thread;
 use crate::vm::Vm;
 use coordinator::{Control, Coordinator};
 use crossbeam_channel::{Sender, TrySendError};
+use limosa_compress::ChoiceReport;
 use limosa_multifd::ChannelStatistics;
 use limosa_pages::ByteCount;
 use limosa_postcopy::UrgentStatistics;
@@ -85,6 +86,8 @@ pub struct OutgoingStatistics {
     pub ram: RamStatistics,
     /// What each multifd channel has done; empty without channels.
     pub channels: Vec<ChannelStatistics>,
+    /// Which method their packets were compressed with, and why; `None` unless the codec is [`Codec::Auto`](crate::Codec).
+    pub choices: Option<ChoiceReport>,
     /// Rounds so far.
     pub rounds: Vec<Round>,
     /// Bytes pushed after the guest had moved.
@@ -339,6 +342,7 @@ impl Shared {
             passes: 0,
             ram: RamStatistics::default(),
             channels: Vec::new(),
+            choices: None,
             rounds: Vec::new(),
             postcopy_bytes: ByteCount(0),
             pauses: 0,
@@ -374,6 +378,7 @@ impl Shared {
         if let Some(counters) = &view.counters {
             statistics.ram = counters.snapshot();
             statistics.channels = counters.channels();
+            statistics.choices = counters.choices();
         }
         drop(view);
         statistics.urgent = self.urgent.lock().as_ref().and_then(|urgent| urgent.statistics());

@@ -129,6 +129,7 @@ impl Channels {
         // The mark must be on its way before the channels are free to go on.
         out.flush()?;
         self.pool.sync()?;
+        counters.show_choices(self.pool.choices());
         self.racing = false;
         self.count(counters);
         Ok(())

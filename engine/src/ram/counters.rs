@@ -1,5 +1,6 @@
 //! What the RAM handler has done, readable by any thread at any time.
 
+use limosa_compress::ChoiceReport;
 use limosa_multifd::ChannelStatistics;
 use limosa_pages::{ByteCount, PageCount};
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ macro_rules! counters {
         pub struct RamCounters {
             $(pub(super) $name: AtomicU64,)*
             channels: Mutex<Vec<ChannelStatistics>>,
+            choices: Mutex<Option<ChoiceReport>>,
         }
 
         /// A copy of [`RamCounters`].
@@ -30,6 +32,7 @@ macro_rules! counters {
             pub(crate) fn reset(&self) {
                 $(self.$name.store(0, Ordering::Relaxed);)*
                 self.channels.lock().clear();
+                *self.choices.lock() = None;
             }
         }
     };
@@ -68,6 +71,17 @@ impl RamCounters {
     /// What each multifd channel has done, as of the latest batch or synchronisation point; empty without channels.
     pub fn channels(&self) -> Vec<ChannelStatistics> {
         self.channels.lock().clone()
+    }
+
+    /// Which method the packets were compressed with, and why, as of the latest synchronisation point; `None` unless that was
+    /// chosen from what was measured.
+    pub fn choices(&self) -> Option<ChoiceReport> {
+        self.choices.lock().clone()
+    }
+
+    /// Shows how the packets were compressed.
+    pub(super) fn show_choices(&self, choices: Option<ChoiceReport>) {
+        *self.choices.lock() = choices;
     }
 
     /// Shows what the channels have counted.

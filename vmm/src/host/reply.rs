@@ -54,6 +54,7 @@ fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &S
         downtime: statistics.downtime.filter(|_| completed).map(|downtime| milliseconds(downtime.total())),
         ram: shown.then(|| ram_stats(statistics, total)),
         x_multifd_channels: channels(&statistics.channels),
+        x_multifd_choices: choices(statistics),
         xbzrle_cache: xbzrle.filter(|_| shown).map(|size| xbzrle_stats(&statistics.ram, size)),
         error_desc: statistics.error.clone(),
         ..MigrationInfo::default()
@@ -82,6 +83,12 @@ fn channels(channels: &[ChannelStatistics]) -> Option<Vec<MultifdChannelStats>> 
         waiting_for_codec_us: microseconds(channel.waiting_for_codec),
     };
     (!channels.is_empty()).then(|| channels.iter().map(told).collect())
+}
+
+/// How packets were compressed, a line for each kind of choice; `None` where nothing was chosen.
+fn choices(statistics: &OutgoingStatistics) -> Option<Vec<String>> {
+    let choices = statistics.choices.as_ref()?.to_string();
+    Some(choices.lines().map(str::to_owned).collect())
 }
 
 fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStats {
@@ -155,6 +162,7 @@ pub(super) fn report(last: &Last) -> Value {
                     "load": microseconds(downtime.load),
                     "resume": microseconds(downtime.resume),
                 })),
+                "choices": choices(statistics).unwrap_or_default(),
                 "ram": ram(&statistics.ram),
                 "channels": channels(&statistics.channels).unwrap_or_default(),
             })
