@@ -1,19 +1,19 @@
-//! Settings that differ between us and an unmodified QEMU: both sides give up, ours says why, and the guest goes on where
-//! it was.
+//! Settings that differ between us and an unmodified QEMU: ours gives up and says why.
 
 use limosa::{Codec, GuestFate, Incoming, IncomingConfig, NoObserver};
-use limosa_stress::qemu::{ChannelSetting, ForeignGuest, Peer, Release, Still, send};
+use limosa_stress::qemu::{ChannelSetting, ForeignGuest, Peer, Qemu, Release, Still, send};
 use std::sync::Arc;
+use std::time::Duration;
 
 const PLAIN: ChannelSetting = ChannelSetting::PLAIN;
 const ZSTD: ChannelSetting = ChannelSetting { codec: Codec::Zstd { level: 1 }, ..PLAIN };
 
-/// Lets a QEMU with the settings `theirs` send its guest to us; why we refused.
-fn refused(current: Peer<'_>, theirs: ChannelSetting, config: IncomingConfig) -> String {
+/// Lets a QEMU with the settings `theirs` send its guest to us; that QEMU, and why we refused.
+fn refused(current: Peer<'_>, theirs: ChannelSetting, config: IncomingConfig) -> (Qemu, String) {
     let (_, model) = current.capture(PLAIN);
     let ForeignGuest { savevm, .. } = ForeignGuest::like(&model).expect("memory");
     let mut source = theirs.setup().start(current.binary).expect("source");
-    let tick = source.wait_tick_past(0).expect("a running guest");
+    source.wait_tick_past(0).expect("a running guest");
     let address = theirs.transport.address(source.folder());
     let incoming =
         Incoming::listen(&address, config, savevm, Arc::new(Still), Arc::new(NoObserver)).expect("a start");
@@ -21,9 +21,7 @@ fn refused(current: Peer<'_>, theirs: ChannelSetting, config: IncomingConfig) ->
     source.migrate(&incoming.address().expect("it listens").to_string()).expect("migrate");
     let (report, _) = incoming.wait();
     assert!(!report.is_completed(), "{theirs:?}");
-    source.wait_migration("failed").expect("source");
-    source.wait_tick_past(tick + 20).expect("a guest that goes on");
-    report.statistics.error.expect("a failure has a reason")
+    (source, report.statistics.error.expect("a failure has a reason"))
 }
 
 #[test]
@@ -37,18 +35,22 @@ fn a_qemu_with_another_number_of_channels_is_told_and_keeps_its_guest() {
         (PLAIN, one.incoming(), "more multifd channels than the 1 that are set here"),
         (PLAIN, without, "more multifd channels than the 0 that are set here"),
     ] {
-        let config = IncomingConfig { channel_patience: std::time::Duration::from_secs(1), ..config };
-        let error = refused(current, theirs, config);
+        let config = IncomingConfig { channel_patience: Duration::from_secs(1), ..config };
+        let (mut source, error) = refused(current, theirs, config);
+        source.wait_migration("failed").expect("source");
+        let tick = source.wait_tick_past(0).expect("a tick");
+        source.wait_tick_past(tick + 20).expect("a guest that goes on");
         assert!(error.contains(words), "{error:?} does not say {words:?}");
     }
 }
 
 #[test]
-fn a_qemu_that_compresses_otherwise_is_told_and_keeps_its_guest() {
+fn a_qemu_that_compresses_otherwise_is_refused_by_the_channel_that_noticed() {
     let Some(binary) = Release::Current.require() else { return };
     let current = Peer { binary: &binary, release: Release::Current };
     for (theirs, ours) in [(ZSTD, PLAIN), (PLAIN, ZSTD)] {
-        let error = refused(current, theirs, ours.incoming());
+        // What becomes of the QEMU is its own affair: it may hang when its channels are closed (wire 4.9).
+        let (_source, error) = refused(current, theirs, ours.incoming());
         assert!(error.contains("multifd channel"), "{error:?}");
     }
 }

@@ -207,7 +207,7 @@ fn a_method_of_our_own_needs_answers() {
     vmm.execute("migrate-set-parameters", json!({ "multifd-compression": "lz4" }));
     let refusal = vmm.refusal("migrate", json!({ "uri": "tcp:127.0.0.1:1" }));
     assert!(refusal.contains("multifd-compression lz4 needs capability return-path"), "{refusal}");
-    assert_eq!(vmm.status(), "running");
+    assert_eq!(vmm.query_migrate(), json!({}), "nothing has begun");
 }
 
 #[test]
