@@ -7,7 +7,7 @@ use limosa_protocol::GuestFate;
 use limosa_stress::sim::{Fault, Mutant, Place, Report, Scenario, Side, Strike, World};
 use std::collections::BTreeSet;
 
-/// Seeds per state: 27 states make 10,800 runs.
+/// Seeds per state: 28 states make 11,200 runs.
 const SEEDS: u64 = 400;
 
 /// A fault strikes up to so many steps after its state is reached, if the state lasts so long.

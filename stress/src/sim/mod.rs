@@ -5,6 +5,9 @@
 //! what must hold, and a [`Fault`] strikes in the state it was meant for. After the last fault the run must end, both
 //! sides with an outcome: that is the liveness half. The same seed is the same run.
 //!
+//! In postcopy the guest faults, pages leave on two links, and after a cut a user reconnects the two sides, or says what he
+//! has seen on the other one.
+//!
 //! [`Mutant`]s are mistakes of a shell, one per invariant. They show that the checks would notice.
 //!
 //! Trade-off taken: pages are generation numbers and a slice is a few of them, so a run takes microseconds and
