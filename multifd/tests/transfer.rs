@@ -90,6 +90,23 @@ fn without_detection_touched_zero_pages_are_sent_with_their_bytes() {
 }
 
 #[test]
+fn packets_of_zeros_do_not_wait_for_one_with_pages() {
+    for codec in [Codec::None, Codec::Zlib { level: 1 }] {
+        let ram = guest();
+        let mut pools = pools(Wire::SocketPair, 1, &ram, SendConfig { codec, ..SendConfig::default() });
+        pools.sync();
+        let mut batch = batch_of(0, 0);
+        batch.content.clear();
+        batch.untouched.push(PageRun::new(PageIndex(0), PageCount(1)));
+        pools.submit_all(vec![batch]);
+        // Neither a synchronisation point nor another packet follows.
+        while pools.sink.received().count() < PageCount(1) {
+            thread::yield_now();
+        }
+    }
+}
+
+#[test]
 fn a_channel_that_nobody_reads_gets_one_packet_and_the_other_the_rest() {
     const BATCHES: u64 = 16;
     let ram = guest();

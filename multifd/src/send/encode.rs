@@ -164,7 +164,8 @@ impl Encoding {
 
     /// Takes back a packet that is sent: `bytes` in all, which took `writing`.
     pub(super) fn give_back(&mut self, parcel: Parcel, bytes: ByteCount, writing: Duration) {
-        if let Some(per_packet) = &self.shared.per_packet {
+        // What waits is written with something else, which then says what it took.
+        if let Some(per_packet) = self.shared.per_packet.as_ref().filter(|_| bytes > ByteCount(0)) {
             per_packet.chooser.written(bytes, writing);
         }
         self.shared.workspaces.give(self.held, parcel);
