@@ -84,6 +84,56 @@ impl Qemu {
         }
     }
 
+    /// Lets the guest of an outgoing migration move before its memory.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn start_postcopy(&mut self) -> Result<(), QemuError> {
+        self.execute("migrate-start-postcopy", json!({})).map(drop)
+    }
+
+    /// Closes the connection of a postcopy.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn pause_postcopy(&mut self) -> Result<(), QemuError> {
+        self.execute("migrate-pause", json!({})).map(drop)
+    }
+
+    /// Goes on with a paused postcopy, over a new connection to `uri`.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn resume_postcopy(&mut self, uri: &str) -> Result<(), QemuError> {
+        self.execute("migrate", json!({ "uri": uri, "resume": true })).map(drop)
+    }
+
+    /// Listens at `uri` for the source of a paused postcopy.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn recover_postcopy(&mut self, uri: &str) -> Result<(), QemuError> {
+        self.execute("migrate-recover", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Waits until the migration passes through `expected`, which is not an end.
+    ///
+    /// # Errors
+    /// As [`Self::wait_migrated`], with any end.
+    pub fn wait_status(&mut self, expected: &'static str) -> Result<(), QemuError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let data = self.wait_event("MIGRATION", deadline)?;
+            let status = data["status"].as_str().unwrap_or_default();
+            if status == expected {
+                return Ok(());
+            }
+            if matches!(status, "completed" | "failed" | "cancelled") {
+                return Err(self.other_end(status.to_owned(), expected));
+            }
+        }
+    }
+
     /// Waits until `pass` rounds over the dirty bitmap were made.
     ///
     /// # Errors
