@@ -8,7 +8,7 @@ use crate::stream::StreamReader;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use limosa_pages::{BlockName, PageCount};
 use limosa_postcopy::{
-    FaultReport, FaultThread, PostcopyStatistics, PreemptError, PreemptReceiver, UffdSink,
+    FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, PreemptReceiver, UffdSink,
 };
 use limosa_protocol::{DestinationEvent, KernelThread, LinkRole, Loss, LossReason, PostcopyStream};
 use limosa_transport::{Link, LinkReader, LinkWriter, Listener, Role, ShutdownHandle};
@@ -73,6 +73,8 @@ pub(super) struct Postcopy {
     /// Bytes of the present connection.
     received: Arc<AtomicU64>,
     preempt: bool,
+    /// Short waits for the processor while the guest waits for pages, where we may have them.
+    _hold: Option<LatencyHold>,
 }
 
 /// One connection, and its threads.
@@ -107,7 +109,18 @@ impl Postcopy {
         let report = move |report| drop(say.send(of_fault_thread(report)));
         let faults = FaultThread::start(Arc::clone(&sink), report)?;
         let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
-        Ok(Self { ram, section, faults, connection: None, mapper, acceptor: None, inbox, received, preempt })
+        Ok(Self {
+            ram,
+            section,
+            faults,
+            connection: None,
+            mapper,
+            acceptor: None,
+            inbox,
+            received,
+            preempt,
+            _hold: LatencyHold::acquire(),
+        })
     }
 
     /// Where pages go, for the figures.

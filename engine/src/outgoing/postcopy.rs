@@ -6,6 +6,7 @@ use crate::ram::UrgentPath;
 use crate::savevm::Budget;
 use crate::vmdescription::VmDescription;
 use limosa_pages::ByteCount;
+use limosa_postcopy::LatencyHold;
 use limosa_protocol::{SourceEvent, SourceStep};
 use limosa_transport::{During, Failure, LinkWriter, Role, TransportError};
 use limosa_wire::{Command, MAX_PACKAGE_BYTES, encode};
@@ -23,6 +24,8 @@ pub(super) struct Following {
     preempt: Option<LinkWriter>,
     /// From when the package leaves.
     path: Option<UrgentPath>,
+    /// Short waits for the processor while pages are asked for, where we may have them.
+    _hold: Option<LatencyHold>,
 }
 
 impl Steps {
@@ -64,6 +67,7 @@ impl Steps {
         let (ram, owed) = self.savevm.begin_postcopy().expect("postcopy is refused to a guest without RAM");
         let preempt = self.following.preempt.take();
         self.following.path = Some(self.urgent.begin(ram, owed, preempt));
+        self.following._hold = LatencyHold::acquire();
         let package = std::mem::take(&mut self.following.package);
         Command::Packaged { length: package.len() as u32 }.encode(self.out.buffer());
         self.out.buffer().extend_from_slice(&package);
