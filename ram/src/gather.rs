@@ -124,18 +124,30 @@ impl<'a> Gather<'a> {
         if self.remaining == 0 {
             return Ok(0);
         }
-        self.fill_vectors();
-        let written = loop {
-            match send(fd, &self.vectors) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+        self.fill_vectors(self.pieces.len());
+        self.write_vectors(fd, 0)
+    }
+
+    /// As [`Self::write_to`] for a TCP socket that allows `MSG_ZEROCOPY`: one call for the first pieces that are alike,
+    /// guest pages without a copy, anything else with one. Returns also whether it was without.
+    ///
+    /// The kernel may hold the guest pages after the call, and says in the socket's error queue when it is done with
+    /// them. Their memory may be unmapped before; what is written to it may be what is sent.
+    ///
+    /// # Errors
+    /// As [`Self::write_to`]; `ENOBUFS` if the kernel may not hold more.
+    pub fn write_in_place_to(&mut self, fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
+        if self.remaining == 0 {
+            return Ok((0, false));
         }
-        self.advance(written);
-        Ok(written)
+        let is_guest = |piece: &Piece| matches!(piece.source, Source::Guest(_));
+        let left = &self.pieces[self.next..];
+        let guest = is_guest(&left[0]);
+        let alike = left.iter().take_while(|piece| is_guest(piece) == guest).count();
+        self.fill_vectors(self.next + alike);
+        // Headers and buffers of ours are used again, so those must be copied.
+        let written = self.write_vectors(fd, if guest { libc::MSG_ZEROCOPY } else { 0 })?;
+        Ok((written, guest))
     }
 
     /// Copies the next bytes into `out`, for streams that cannot take vectors. Returns how many: `out.len()`, or
@@ -186,13 +198,29 @@ impl<'a> Gather<'a> {
         }
     }
 
-    fn fill_vectors(&mut self) {
+    /// Makes one system call; an interrupted one is made again.
+    fn write_vectors(&mut self, fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<usize> {
+        let written = loop {
+            match send(fd, &self.vectors, flags) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.advance(written);
+        Ok(written)
+    }
+
+    /// Vectors of what is left before piece `end`.
+    fn fill_vectors(&mut self, end: usize) {
         let mut vectors = std::mem::take(&mut self.vectors);
         vectors.clear();
-        vectors.reserve_exact(IOV_MAX.min(self.pieces.len() - self.next));
+        vectors.reserve_exact(IOV_MAX.min(end - self.next));
         let (first, left, _) = self.current();
         vectors.push(vector(first, left));
-        for &piece in self.pieces[self.next + 1..].iter().take(IOV_MAX - 1) {
+        for &piece in self.pieces[self.next + 1..end].iter().take(IOV_MAX - 1) {
             vectors.push(vector(self.address(piece), piece.length));
         }
         self.vectors = vectors;
@@ -225,14 +253,15 @@ fn vector(address: *const u8, length: usize) -> libc::iovec {
 }
 
 /// One `sendmsg`, or one `writev` where the descriptor is no socket.
-fn send(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> io::Result<usize> {
+fn send(fd: BorrowedFd<'_>, vectors: &[libc::iovec], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: all zeros is a message without address, vectors and control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vectors.as_ptr().cast_mut();
     message.msg_iovlen = vectors.len() as _;
     // SAFETY: the vectors cover borrowed bytes or mapped guest memory; the kernel only reads them, and copies what
-    // it finds, also while the guest writes.
-    match result(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL) }) {
+    // it finds, also while the guest writes. With MSG_ZEROCOPY all of them are guest memory, and the kernel holds the
+    // pages themselves, not the addresses.
+    match result(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL | flags) }) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => {}
         other => return other,
     }

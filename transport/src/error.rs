@@ -113,6 +113,12 @@ pub enum Failure {
     /// Not an address at all.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// This kind of link cannot send without a copy: only TCP can.
+    #[error("the kernel does not send without a copy here")]
+    NoZeroCopy(#[source] io::Error),
+    /// Sending without a copy holds pages in memory, and this process may hold none.
+    #[error("no memory may be locked for sending without a copy; the limit is RLIMIT_MEMLOCK")]
+    LockedMemory(#[source] io::Error),
     /// Anything else the kernel said.
     #[error("{0}")]
     Os(#[source] io::Error),
@@ -156,6 +162,8 @@ impl From<TransportError> for io::Error {
             Failure::Lost(source)
             | Failure::Refused(source)
             | Failure::InUse(source)
+            | Failure::NoZeroCopy(source)
+            | Failure::LockedMemory(source)
             | Failure::Os(source) => source.kind(),
             Failure::Ended { .. } => io::ErrorKind::UnexpectedEof,
             Failure::TimedOut { .. } => io::ErrorKind::TimedOut,

@@ -1,12 +1,28 @@
-//! The two calls that no crate wraps safely.
+//! The calls that no crate wraps safely.
 //!
-//! Unsafe island: an `ioctl` with a pointer to our own integer, and the adoption of a descriptor that the process
-//! inherited.
-#![allow(unsafe_code, reason = "one ioctl, and the adoption of an inherited descriptor")]
+//! Unsafe island: an `ioctl` and a `setsockopt` with a pointer to our own integer, and the adoption of a descriptor that
+//! the process inherited.
+#![allow(unsafe_code, reason = "one ioctl, one socket option, and the adoption of an inherited descriptor")]
 
 use crate::error::Failure;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// `SO_ZEROCOPY` of `asm-generic/socket.h`.
+const SO_ZEROCOPY: libc::c_int = 60;
+
+/// Allows `MSG_ZEROCOPY` on a socket; refused by kinds of sockets that do not have it.
+pub(crate) fn allow_zero_copy(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the kernel reads one integer at the pointer, which is ours and outlives the call; the descriptor is open
+    // while borrowed.
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_ZEROCOPY, (&raw const on).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// `SIOCOUTQ`, which has the number of `TIOCOUTQ`: bytes written that the peer has not acknowledged (`tcp(7)`,
 /// `unix(7)`: not received).

@@ -29,6 +29,7 @@ mod listener;
 mod shutdown;
 mod tcp;
 mod unix;
+mod zero_copy;
 
 pub use address::{Address, AddressError, FdName, TcpAddress};
 pub use connect::{CONNECT_TIMEOUT, ConnectOptions};

@@ -3,12 +3,14 @@
 use crate::descriptor::{Descriptor, Direction, Kind};
 use crate::error::{During, Failure, Role, TransportError};
 use crate::exec::Reaped;
+use crate::kernel;
 use crate::shutdown::{ShutdownHandle, Stop};
+use crate::zero_copy::ZeroCopy;
 use limosa_ram::{Gather, Scatter};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ pub struct LinkReader {
 #[derive(Debug)]
 pub struct LinkWriter {
     half: Half,
+    /// What the kernel has not copied and still holds, where guest pages are sent so.
+    zero_copy: Option<ZeroCopy>,
 }
 
 /// What both directions are made of.
@@ -72,7 +76,7 @@ impl Link {
         };
         Self {
             reader: LinkReader { half: half(ends.receiving, Direction::Receiving), peeked: Vec::new() },
-            writer: LinkWriter { half: half(ends.sending, Direction::Sending) },
+            writer: LinkWriter { half: half(ends.sending, Direction::Sending), zero_copy: None },
         }
     }
 
@@ -201,7 +205,7 @@ impl Link {
     /// # Errors
     /// [`Failure::Command`] if the child failed; [`Failure::TimedOut`] if it still runs.
     pub fn close(self) -> Result<(), TransportError> {
-        let Self { reader, writer: LinkWriter { half } } = self;
+        let Self { reader, writer: LinkWriter { half, .. } } = self;
         let Half { role, patience, child, descriptor, .. } = half;
         // The child ends when its stdin does: close first, wait then.
         drop((reader, descriptor));
@@ -327,9 +331,68 @@ impl LinkWriter {
     /// As [`Self::write_all`]; `gather` knows what is left then.
     pub fn write_gather(&mut self, gather: &mut Gather<'_>) -> Result<(), TransportError> {
         while !gather.is_empty() {
-            self.half.transfer(|fd| gather.write_to(fd))?;
+            match self.zero_copy {
+                None => self.half.transfer(|fd| gather.write_to(fd)).map(drop)?,
+                Some(_) => self.write_in_place(gather)?,
+            }
         }
         Ok(())
+    }
+
+    /// Sends guest pages without a copy from now on. Only TCP can, and only a real network gains by it.
+    ///
+    /// # Errors
+    /// [`Failure::NoZeroCopy`] if this kind of link cannot.
+    pub fn use_zero_copy(&mut self) -> Result<(), TransportError> {
+        let allowed = kernel::allow_zero_copy(self.half.descriptor()?.as_fd());
+        allowed.map_err(|error| {
+            TransportError::new(self.half.role, During::Setup, Failure::NoZeroCopy(error))
+        })?;
+        self.zero_copy = Some(ZeroCopy::default());
+        Ok(())
+    }
+
+    /// Waits until the kernel holds no page any more that was sent without a copy: the peer has acknowledged them all.
+    /// Returns at once where nothing is sent so.
+    ///
+    /// # Errors
+    /// If the link is lost, late or shut down.
+    pub fn wait_zero_copy(&mut self) -> Result<(), TransportError> {
+        match &mut self.zero_copy {
+            Some(zero_copy) => self.half.wait_zero_copy(zero_copy, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the first pieces of `gather` that are alike: guest pages without a copy, anything else with one.
+    fn write_in_place(&mut self, gather: &mut Gather<'_>) -> Result<(), TransportError> {
+        let Some(zero_copy) = &mut self.zero_copy else { unreachable!("called only where it is on") };
+        let mut in_place = false;
+        let sent = self.half.transfer(|fd| {
+            let (bytes, without_copy) = gather.write_in_place_to(fd)?;
+            in_place = without_copy;
+            Ok(bytes)
+        });
+        match sent {
+            Ok(_) if in_place => {
+                zero_copy.sent();
+                // Keeps the queue of what is done short; it counts against the socket's memory.
+                let descriptor = self.half.descriptor()?;
+                zero_copy.reap(descriptor).map_err(|failure| self.half.error(failure))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => match error.failure {
+                // The kernel holds as much as it may: that gets less when the peer acknowledges some of it.
+                Failure::Os(source) if source.raw_os_error() == Some(libc::ENOBUFS) => {
+                    let pending = zero_copy.pending();
+                    if pending == 0 {
+                        return Err(self.half.error(Failure::LockedMemory(source)));
+                    }
+                    self.half.wait_zero_copy(zero_copy, pending - 1)
+                }
+                failure => Err(TransportError { failure, ..error }),
+            },
+        }
     }
 
     /// Bytes written that the peer has not taken: for TCP those not acknowledged, for a pipe those not read. The kernel
@@ -397,6 +460,11 @@ impl Half {
         self.descriptor()?
             .transfer(self.direction, self.patience, call)
             .map_err(|failure| self.error(failure))
+    }
+
+    fn wait_zero_copy(&self, zero_copy: &mut ZeroCopy, left: u64) -> Result<(), TransportError> {
+        let descriptor = self.descriptor()?;
+        zero_copy.wait(descriptor, left, self.patience).map_err(|failure| self.error(failure))
     }
 
     fn descriptor(&self) -> Result<&Descriptor, TransportError> {

@@ -4,7 +4,7 @@ mod support;
 
 use limosa_pages::{BlockName, ByteCount, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::{Gather, RamBlock, Scatter};
-use limosa_transport::Failure;
+use limosa_transport::{ConnectOptions, Failure, Link, Listener};
 use std::thread;
 use support::{each_socket, echo, failure};
 
@@ -96,4 +96,59 @@ fn a_stream_that_ends_among_the_pages_says_how_much_is_missing() {
         let Failure::Ended { wanted } = failure(right.read_scatter(&mut scatter)) else { panic!("no end") };
         assert_eq!(ByteCount(wanted), PageCount(2).bytes());
     }
+}
+
+#[test]
+fn pages_sent_without_a_copy_arrive_and_are_let_go() {
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let near = Link::connect(listener.local_address(), &ConnectOptions::default()).unwrap();
+    let mut reader = listener.accept(None).unwrap().split().0;
+    let (source, destination) = (filled(), block());
+    let mut writer = near.split().1;
+    writer.use_zero_copy().unwrap();
+    let mut headers = [[0; 4]; 2];
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut gather = Gather::new();
+            gather.header(|out| out.extend_from_slice(b"head"));
+            scattered_runs().for_each(|run| gather.pages(&source, run));
+            gather.bytes(b"tail");
+            writer.write_gather(&mut gather).unwrap();
+            writer.wait_zero_copy().unwrap();
+        });
+        let mut scatter = Scatter::new();
+        let (head, tail) = headers.split_at_mut(1);
+        scatter.bytes(&mut head[0]);
+        scattered_runs().for_each(|run| scatter.pages(&destination, run));
+        scatter.bytes(&mut tail[0]);
+        reader.read_scatter(&mut scatter).unwrap();
+    });
+    assert_eq!(headers, [*b"head", *b"tail"]);
+    scattered_runs().for_each(|run| assert_page(&destination, run.start.0, content(run.start.0)));
+}
+
+#[test]
+fn pages_are_let_go_before_they_are_read_and_a_link_that_is_shut_down_takes_none() {
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let near = Link::connect(listener.local_address(), &ConnectOptions::default()).unwrap();
+    let far = listener.accept(None).unwrap();
+    let source = filled();
+    let mut writer = near.split().1;
+    writer.use_zero_copy().unwrap();
+    let mut gather = Gather::new();
+    gather.pages(&source, PageRun::new(PageIndex(0), PageCount(4)));
+    writer.write_gather(&mut gather).unwrap();
+    // Taken by the other side's kernel, if not by its reader.
+    writer.wait_zero_copy().unwrap();
+    writer.shutdown_handle().shutdown();
+    gather.pages(&source, PageRun::new(PageIndex(0), PageCount(4)));
+    assert!(matches!(writer.write_gather(&mut gather).unwrap_err().failure, Failure::ShutDown));
+    drop(far);
+}
+
+#[test]
+fn a_link_that_is_not_tcp_refuses_to_send_without_a_copy() {
+    let mut writer = Link::pair().unwrap().0.split().1;
+    let error = writer.use_zero_copy().unwrap_err();
+    assert!(matches!(error.failure, Failure::NoZeroCopy(_)), "{error:?}");
 }
