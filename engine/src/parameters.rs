@@ -66,6 +66,8 @@ pub struct Capabilities {
     pub validate_uuid: bool,
     /// `multifd`: pages leave on several connections. On both sides.
     pub multifd: bool,
+    /// `zero-copy-send`: channels send pages without a copy into the kernel. For TCP, and pages that are not compressed.
+    pub zero_copy_send: bool,
     /// `postcopy-ram`: the guest may move before its memory has. On both sides. Implies a return path.
     pub postcopy_ram: bool,
     /// `postcopy-preempt`: pages that a vCPU waits for have a connection of their own. On both sides.
@@ -202,6 +204,9 @@ impl Capabilities {
         }
         if self.postcopy_preempt && !self.postcopy_ram {
             return Err(ParameterError::Needs { name: "postcopy-preempt", needs: "postcopy-ram" });
+        }
+        if self.zero_copy_send && !self.multifd {
+            return Err(ParameterError::Needs { name: "zero-copy-send", needs: "multifd" });
         }
         if self.multifd && self.xbzrle {
             // A delta needs what came before it, and channels have no order between them.

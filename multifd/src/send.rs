@@ -48,6 +48,9 @@ pub struct SendConfig {
     pub codec_workers: Option<NonZeroU8>,
     /// Most memory for versions of pages to make deltas against, where packets stand for themselves; 0 is no deltas.
     pub delta_cache: ByteCount,
+    /// Guest pages leave without a copy into the kernel, and a synchronisation point waits until it has let go of them.
+    /// Slower over loopback, where the kernel copies all the same.
+    pub zero_copy: bool,
 }
 
 /// How the payload of packets is made.
@@ -126,6 +129,7 @@ impl Default for SendConfig {
             zero_detection: ZeroDetection::Multifd,
             codec_workers: None,
             delta_cache: ByteCount(0),
+            zero_copy: false,
         }
     }
 }
@@ -177,7 +181,7 @@ impl SendChannels {
     /// guest writes less than it can carry.
     ///
     /// # Errors
-    /// If a codec or a thread cannot be had.
+    /// If a codec or a thread cannot be had, or zero-copy on a link that does not have it.
     ///
     /// # Panics
     /// If there are no links or more than [`CHANNELS_MAX`], or the codec does not have the level.
@@ -202,7 +206,10 @@ impl SendChannels {
         let mut channels =
             Self { queue, threads: Vec::new(), encoders, counters, shutdown, layout, synced: false };
         let packet_numbers = Arc::new(AtomicU64::new(0));
-        for (number, link) in (0..=u8::MAX).zip(links) {
+        for (number, mut link) in (0..=u8::MAX).zip(links) {
+            if config.zero_copy {
+                link.use_zero_copy().map_err(|error| failed(number, error.into()))?;
+            }
             let shared = Shared {
                 number,
                 queue: Arc::clone(&channels.queue),

@@ -4,7 +4,7 @@ mod support;
 
 use limosa_multifd::{
     Codec, PageSink, RamSink, ReceiveChannels, ReceiveConfig, ReceiveLink, SendChannels, SendConfig,
-    ZeroDetection,
+    SendFailure, ZeroDetection,
 };
 use limosa_pages::{DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_ram::GuestRam;
@@ -73,6 +73,28 @@ fn assert_untouched_stays_untouched(here: &GuestRam, there: &GuestRam, what: &st
             assert!(!here.block(RAM).is_zero(page), "{what}: page {index} got memory for zeros");
         }
     }
+}
+
+#[test]
+fn guest_pages_sent_without_a_copy_arrive_whole() {
+    for codec in [Codec::None, Codec::Lz4] {
+        let ram = guest();
+        let mut pools =
+            pools(Wire::Tcp, 2, &ram, SendConfig { codec, zero_copy: true, ..SendConfig::default() });
+        pools.sync();
+        pools.submit_all(all_batches(&ram));
+        pools.sync();
+        assert_same(&ram, pools.sink.ram(), "zero copy");
+    }
+}
+
+#[test]
+fn zero_copy_over_a_link_that_has_none_is_refused_at_once() {
+    let config = SendConfig { zero_copy: true, ..SendConfig::default() };
+    let (near, _far) = connected(Wire::SocketPair);
+    let error = SendChannels::new(vec![near.split().1], guest(), config).unwrap_err();
+    let SendFailure::Link(error) = &*error.failure else { panic!("{error:?}") };
+    assert!(matches!(error.failure, limosa_transport::Failure::NoZeroCopy(_)), "{error:?}");
 }
 
 #[test]

@@ -41,7 +41,8 @@ impl Channels {
             ZeroPageDetection::Multifd | ZeroPageDetection::None => setup.parameters.xbzrle_cache_size,
         };
         let codec_workers = setup.parameters.codec_workers;
-        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers };
+        let zero_copy = setup.capabilities.zero_copy_send;
+        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers, zero_copy };
         Ok(Some(Self {
             pool: SendChannels::new(links, ram.clone(), config)?,
             batch: SendBatch::new(BlockId(0)),

@@ -135,6 +135,8 @@ impl Channel {
             Job::Batch => unreachable!("its packet is made elsewhere"),
             Job::Sync => {
                 self.send_sync()?;
+                let counters = self.shared.counters();
+                counters.transferring(|| self.link.wait_zero_copy())?;
                 self.points += 1;
                 self.shared.queue.synced();
                 Ok(ControlFlow::Continue(()))

@@ -234,6 +234,7 @@ fn flag(capabilities: &mut Capabilities, capability: MigrationCapability) -> Opt
         MigrationCapability::PauseBeforeSwitchover => Some(&mut capabilities.pause_before_switchover),
         MigrationCapability::SwitchoverAck => Some(&mut capabilities.switchover_ack),
         MigrationCapability::Multifd => Some(&mut capabilities.multifd),
+        MigrationCapability::ZeroCopySend => Some(&mut capabilities.zero_copy_send),
         _ => None,
     }
 }
