@@ -126,24 +126,27 @@ impl Drop for Mapping {
 /// Every stretch that can be a huge page has its first page written to without a change. In private memory, advised as
 /// it is here, that allocates the huge page; a file gets one small page, which is enough to be collapsed into a huge one
 /// (an empty stretch, or one of shared zero pages, cannot be). What cannot be huge is allocated page by page.
+///
+/// All huge pages are asked for with one call: each call waits until every processor has emptied its lists of new pages,
+/// and a busy one takes its time.
 pub(crate) fn preallocate(start: NonNull<u8>, length: usize) -> io::Result<()> {
-    let end = start.addr().get() + length;
     // SAFETY: the range is mapped, by the caller; the advice changes no byte. It is refused where there are no huge pages.
     let _ = unsafe { madvise(start.cast(), length, MmapAdvise::MADV_HUGEPAGE) };
-    let mut at = start;
-    while at.addr().get() < end {
-        let whole = at.addr().get().is_multiple_of(HUGE_PAGE) && end - at.addr().get() >= HUGE_PAGE;
-        let step = (HUGE_PAGE - at.addr().get() % HUGE_PAGE).min(end - at.addr().get());
-        // SAFETY: the stretch is mapped, by the caller, in whole pages; advice that changes no byte.
+    let before = start.addr().get().next_multiple_of(HUGE_PAGE) - start.addr().get();
+    let huge = length.saturating_sub(before) / HUGE_PAGE * HUGE_PAGE;
+    if huge > 0 {
+        // SAFETY: `before + huge` is at most `length`.
         unsafe {
-            madvise(at.cast(), PAGE_BYTES, MmapAdvise::MADV_POPULATE_WRITE)?;
-            let collapsed = whole && libc::madvise(at.as_ptr().cast(), step, libc::MADV_COLLAPSE) == 0;
-            if !collapsed {
-                madvise(at.cast(), step, MmapAdvise::MADV_POPULATE_WRITE)?;
+            let first = start.add(before);
+            for offset in (0..huge).step_by(HUGE_PAGE) {
+                madvise(first.add(offset).cast(), PAGE_BYTES, MmapAdvise::MADV_POPULATE_WRITE)?;
             }
-            at = at.add(step);
+            // Where the kernel cannot, the pages that are missing are allocated below.
+            let _ = libc::madvise(first.as_ptr().cast(), huge, libc::MADV_COLLAPSE);
         }
     }
+    // SAFETY: mapped, by the caller, in whole pages; advice that changes no byte. What is allocated is left as it is.
+    unsafe { madvise(start.cast(), length, MmapAdvise::MADV_POPULATE_WRITE) }?;
     Ok(())
 }
 
