@@ -3,21 +3,19 @@
 //!
 //! The machines are the same all along, so that a guest comes back to memory full of what it left there.
 
-use limosa::pages::{BlockId, ByteCount, PageCount};
+mod places;
+
+use limosa::pages::ByteCount;
 use limosa::transport::Link;
 use limosa::{
     Capabilities, ChannelSync, Codec, Incoming, IncomingChannels, IncomingConfig, IncomingReport, NoObserver,
-    Outgoing, OutgoingConfig, OutgoingReport, Parameters, SaveVm, Vm, VmError,
+    Outgoing, OutgoingConfig, OutgoingReport, Parameters, Vm,
 };
 use limosa_stress::qemu::{PATIENCE, leave_out};
-use limosa_vmm::{
-    Content, Dirtier, GuestConfig, GuestKind, Machine, Prefill, Program, Rate, RunState, WorkerProgress,
-    kvm_usable,
-};
-use parking_lot::Mutex;
+use limosa_vmm::{GuestKind, Program, kvm_usable};
+use places::{Census, Place, assert_no_step_back, assert_one_runs, busy, machine};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Migrations with each number of vCPUs: 200 of each kind of guest.
@@ -30,12 +28,6 @@ const VCPUS: [u32; 2] = [1, 2];
 
 /// After so many migrations the guest is paused and every page is checked.
 const CHECK_EVERY: usize = 10;
-
-const MEMORY: ByteCount = ByteCount(32 << 20);
-/// What the guest writes again and again, as fast as it can. A prime, so that the vCPUs' shares differ.
-const WORKING_SET: PageCount = PageCount(2039);
-/// Steps that every worker does between two migrations.
-const STEPS: u64 = 50;
 
 #[test]
 fn a_busy_kvm_guest_survives_two_hundred_migrations() {
@@ -76,25 +68,6 @@ enum Route {
     SocketPair,
     Tcp,
     Unix,
-}
-
-/// How many machines run the guest.
-#[derive(Debug, Default)]
-struct Census {
-    running: AtomicUsize,
-    most: AtomicUsize,
-}
-
-/// A machine with its list, and the engine's hold on it.
-struct Place {
-    handle: Arc<Handle>,
-    savevm: Option<SaveVm>,
-}
-
-struct Handle {
-    machine: Machine,
-    run_state: Mutex<limosa::RunState>,
-    census: Arc<Census>,
 }
 
 /// What all migrations together did, to prove that they had something to do.
@@ -156,107 +129,12 @@ impl Turn {
     }
 }
 
-impl Census {
-    fn add(&self) {
-        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(running, Ordering::SeqCst);
-    }
-
-    fn remove(&self) {
-        self.running.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Place {
-    fn new(kind: GuestKind, vcpus: u32, program: Program, census: &Arc<Census>) -> Self {
-        let run_state = match program {
-            Program::Incoming => limosa::RunState::InMigrate,
-            _ => limosa::RunState::Paused,
-        };
-        let machine = machine(kind, vcpus, program);
-        let savevm = Some(machine.savevm().expect("a list"));
-        let census = Arc::clone(census);
-        Self { handle: Arc::new(Handle { machine, run_state: Mutex::new(run_state), census }), savevm }
-    }
-
-    fn machine(&self) -> &Machine {
-        &self.handle.machine
-    }
-
-    fn vm(&self) -> Arc<dyn Vm> {
-        Arc::clone(&self.handle) as Arc<_>
-    }
-
-    fn lend(&mut self) -> SaveVm {
-        self.savevm.take().expect("lent to one migration at a time")
-    }
-
-    /// Waits until every worker has written some pages.
-    fn work(&self) {
-        let before = self.machine().progress();
-        let begin = Instant::now();
-        let behind = |now: &WorkerProgress, before: &WorkerProgress| now.steps < before.steps + STEPS;
-        while self.machine().progress().iter().zip(&before).any(|(now, before)| behind(now, before)) {
-            assert!(begin.elapsed() < PATIENCE, "the guest does not go on");
-            std::thread::yield_now();
-        }
-    }
-
-    /// Pauses the guest, checks every page of it, and lets it go on.
-    fn check(&self, when: &dyn std::fmt::Display) {
-        self.handle.stop().expect("it stops");
-        let report = self.machine().verify().expect("it is the built-in guest");
-        assert!(report.is_clean(), "{when}: {report:#?}");
-        let looked_at = report.pages_checked + report.pages_in_flight;
-        assert_eq!(looked_at, self.machine().ram().block(BlockId(0)).pages(), "{when}");
-        self.handle.resume().expect("it goes on");
-    }
-}
-
-impl Vm for Handle {
-    fn stop(&self) -> Result<(), VmError> {
-        let mut run_state = self.run_state.lock();
-        if *run_state == limosa::RunState::Running {
-            self.machine.pause();
-            self.census.remove();
-        }
-        *run_state = limosa::RunState::Paused;
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), VmError> {
-        let mut run_state = self.run_state.lock();
-        // Counted before the first instruction: too many is what must be seen.
-        self.census.add();
-        self.machine.resume().map_err(VmError::new)?;
-        *run_state = limosa::RunState::Running;
-        Ok(())
-    }
-
-    fn run_state(&self) -> limosa::RunState {
-        *self.run_state.lock()
-    }
-}
-
-fn machine(kind: GuestKind, vcpus: u32, program: Program) -> Machine {
-    let config = GuestConfig { kind, memory: MEMORY, vcpus, program, ..GuestConfig::default() };
-    Machine::new(&config).expect("a machine")
-}
-
 fn go_to_and_fro(kind: GuestKind, turn: impl Fn(usize) -> Turn, turns: usize) {
     let folder = tempfile::tempdir().expect("a folder");
     let begin = Instant::now();
     for vcpus in VCPUS {
         let census = Arc::new(Census::default());
-        let dirtier = Dirtier {
-            seed: u64::from(vcpus),
-            content: Content::Mixed,
-            prefill: Prefill::Write(Content::Mixed),
-            working_set: Some(WORKING_SET),
-            rate: Rate::Unlimited,
-            ..Dirtier::default()
-        };
-        let mut here = Place::new(kind, vcpus, Program::Dirtier(dirtier), &census);
+        let mut here = Place::new(kind, vcpus, busy(u64::from(vcpus)), &census);
         let mut there = Place::new(kind, vcpus, Program::Incoming, &census);
         let mut totals = Totals::default();
         here.handle.resume().expect("it runs");
@@ -324,19 +202,5 @@ impl Totals {
     fn add(&mut self, report: &OutgoingReport) {
         self.resent += report.statistics.rounds.iter().skip(1).map(|round| round.pages.0).sum::<u64>();
         self.deltas += report.statistics.ram.xbzrle_pages.0;
-    }
-}
-
-fn assert_one_runs(census: &Census, here: &Place, there: &Place, when: &str) {
-    let states = (here.machine().run_state(), there.machine().run_state());
-    assert_eq!(states, (RunState::Paused, RunState::Running), "{when}");
-    assert_eq!(census.running.load(Ordering::SeqCst), 1, "{when}");
-    assert_eq!(census.most.load(Ordering::SeqCst), 1, "{when}: never two at a time");
-}
-
-fn assert_no_step_back(left: &[WorkerProgress], arrived: &[WorkerProgress], when: &str) {
-    assert_eq!(left.len(), arrived.len(), "{when}");
-    for (left, arrived) in left.iter().zip(arrived) {
-        assert!(left.steps <= arrived.steps, "{when}: {left:?} became {arrived:?}");
     }
 }
