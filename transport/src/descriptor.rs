@@ -126,6 +126,12 @@ impl Descriptor {
         }
     }
 
+    /// Sets how much the kernel keeps of what is sent on a socket.
+    pub(crate) fn limit_queue(&self, bytes: usize) -> io::Result<()> {
+        // The kernel takes twice as much for its own overhead.
+        SockRef::from(&self.fd).set_send_buffer_size(bytes / 2)
+    }
+
     /// Ends both directions of a socket under whoever is blocked in them.
     pub(crate) fn shut_down(&self) {
         // Fails only if the connection is gone already, and then nobody is blocked.

@@ -403,6 +403,21 @@ impl LinkWriter {
         self.half.descriptor.as_ref().map_or(0, |descriptor| descriptor.queued_bytes())
     }
 
+    /// Lets at most about `bytes` wait in our kernel: what is sent next overtakes nothing, but waits for less. Of no effect
+    /// on a link that is not a socket. The kernel counts its own overhead, and rounds small numbers up.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    pub fn limit_queue(&mut self, bytes: usize) -> Result<(), TransportError> {
+        let Some(descriptor) = self.half.descriptor.as_ref().filter(|found| found.kind() == Kind::Socket)
+        else {
+            return Ok(());
+        };
+        descriptor
+            .limit_queue(bytes)
+            .map_err(|error| TransportError::new(self.half.role, During::Setup, error))
+    }
+
     /// Ends the stream: the peer reads what was sent, then its end. The other direction stays open.
     ///
     /// # Errors

@@ -197,6 +197,17 @@ fn what_a_tcp_peer_has_not_taken_is_counted() {
 }
 
 #[test]
+fn a_limited_queue_holds_little_of_what_a_tcp_peer_has_not_taken() {
+    const LIMIT: usize = 128 << 10;
+    let (left, _right) = connected(&"tcp:127.0.0.1:0".parse().unwrap());
+    let mut writer = left.split().1;
+    writer.limit_queue(LIMIT).unwrap();
+    assert!(matches!(fill(&mut writer), Failure::TimedOut { .. }));
+    // The kernel may go over it by what it puts into one packet, up to 64 KiB.
+    assert!(writer.queued_bytes() <= LIMIT as u64 + (64 << 10), "{}", writer.queued_bytes());
+}
+
+#[test]
 fn an_error_says_which_link_and_what_it_was_doing() {
     let mut left = Link::pair().unwrap().0;
     left.set_role(Role::Multifd(3));

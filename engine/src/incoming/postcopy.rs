@@ -5,7 +5,7 @@ use super::main_reader::{Feed, MainReader};
 use crate::error::{LoadFault, loss_reason};
 use crate::ram::PostcopyRam;
 use crate::stream::StreamReader;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use limosa_pages::{BlockName, PageCount};
 use limosa_postcopy::{
     FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, PreemptReceiver, UffdSink,
@@ -81,6 +81,8 @@ pub(super) struct Postcopy {
 struct Connection {
     main: ShutdownHandle,
     reader: JoinHandle<StreamReader>,
+    /// What its reader says; it dies with the connection (I8).
+    said: Receiver<Said>,
     preempt: Option<PreemptReceiver>,
     /// Where its other links come from.
     listener: Option<Listener>,
@@ -138,16 +140,17 @@ impl Postcopy {
         listener: Option<Listener>,
     ) -> Result<(), LoadFault> {
         self.faults.connect(answers).map_err(|_| LoadFault::NoFaultThread)?;
+        let (say, said) = crossbeam_channel::bounded(INBOX);
         let reader = MainReader {
             feed,
             order,
             arrivals: self.ram.arrivals(),
             ram: self.section,
-            say: self.inbox.say.clone(),
+            say,
             received: Arc::clone(&self.received),
         };
         let reader = reader.start().map_err(LoadFault::Thread)?;
-        self.connection = Some(Connection { main, reader, preempt: None, listener });
+        self.connection = Some(Connection { main, reader, said, preempt: None, listener });
         Ok(())
     }
 
@@ -162,7 +165,8 @@ impl Postcopy {
             let ended = move |outcome| match outcome {
                 // The source has no more on it. What is missing then is told by what follows on the main link.
                 Ok(()) => {}
-                Err(error) => drop(say.send(of_preempt(error))),
+                // Without waiting: whoever ends this thread waits for it. A full inbox has enough to say.
+                Err(error) => drop(say.try_send(of_preempt(error))),
             };
             let (reader, _) = link.split();
             connection.preempt = Some(PreemptReceiver::start(reader, Arc::clone(self.ram.sink()), ended)?);
@@ -183,13 +187,19 @@ impl Postcopy {
 
     /// What was said next, if anything is within `patience`; `None` waits for ever.
     pub(super) fn hear(&self, patience: Option<Duration>) -> Option<Said> {
-        match patience {
-            None => Some(self.inbox.said.recv().expect("the other end is here too")),
-            Some(patience) => match self.inbox.said.recv_timeout(patience) {
-                Ok(said) => Some(said),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => unreachable!("the other end is here too"),
-            },
+        let nobody = never();
+        let mut reader = self.connection.as_ref().map_or(&nobody, |connection| &connection.said);
+        let expired = patience.map_or_else(never, crossbeam_channel::after);
+        loop {
+            select! {
+                recv(self.inbox.said) -> said => return Some(said.expect("the other end is here too")),
+                recv(reader) -> said => match said {
+                    Ok(said) => return Some(said),
+                    // It has said its last word.
+                    Err(_) => reader = &nobody,
+                },
+                recv(expired) -> _ => return None,
+            }
         }
     }
 
@@ -260,8 +270,8 @@ impl Postcopy {
         self.stop_accepting();
         let answers = self.faults.stop().ok().flatten();
         let mut main = None;
-        if let Some(Connection { main: link, reader, preempt, .. }) = self.connection {
-            drop(preempt);
+        if let Some(Connection { main: link, reader, said, preempt, .. }) = self.connection {
+            drop((said, preempt));
             // One that still reads takes what the source sends: unread bytes would destroy our last word (wire 2.3).
             let deadline = Instant::now() + DRAIN_TIME;
             while !reader.is_finished() && Instant::now() < deadline {
@@ -300,7 +310,8 @@ impl Connection {
     /// Shuts all its links down, and waits for its threads.
     fn end(self) {
         self.main.shutdown();
-        drop(self.preempt);
+        // A reader that waits to be heard goes on when nobody will hear it.
+        drop((self.said, self.preempt));
         drop(self.reader.join()); // A panic has closed nothing that is still needed.
     }
 }

@@ -12,6 +12,10 @@ use limosa_transport::{During, Failure, LinkWriter, Role, TransportError};
 use limosa_wire::{Command, MAX_PACKAGE_BYTES, encode};
 use std::time::{Duration, Instant};
 
+/// Bytes that may wait in our kernel where urgent pages leave on the main channel. One that is asked for waits behind
+/// these, a bite of the push (64 KiB) and what the peer's kernel holds; at 1 Gbit/s they take 1 ms.
+const SHARED_QUEUE: usize = 128 << 10;
+
 /// How often the queue of the preempt channel is looked at while it drains. It is short: requests come one at a time.
 const DRAIN_LOOK: Duration = Duration::from_micros(200);
 
@@ -62,7 +66,8 @@ impl Steps {
     }
 
     /// The commit point. Requests may come from the moment in which LISTEN is read.
-    pub(super) fn send_package(&mut self) {
+    pub(super) fn send_package(&mut self) -> Result<(), StepError> {
+        self.limit_queue()?;
         self.let_guest_go();
         let (ram, owed) = self.savevm.begin_postcopy().expect("postcopy is refused to a guest without RAM");
         let preempt = self.following.preempt.take();
@@ -71,6 +76,15 @@ impl Steps {
         let package = std::mem::take(&mut self.following.package);
         Command::Packaged { length: package.len() as u32 }.encode(self.out.buffer());
         self.out.buffer().extend_from_slice(&package);
+        Ok(())
+    }
+
+    /// Where urgent pages share the main channel, it must not hold much before them (I10).
+    pub(super) fn limit_queue(&mut self) -> Result<(), StepError> {
+        match self.config.capabilities.postcopy_preempt {
+            true => Ok(()),
+            false => self.out.limit_queue(SHARED_QUEUE).map_err(StepError::main),
+        }
     }
 
     /// Writes a slice of what is owed.
@@ -89,6 +103,10 @@ impl Steps {
 
     /// Writes the end: no vmdescription follows (wire 5.4).
     pub(super) fn complete_postcopy(&mut self) -> Result<(), SaveError> {
+        // Nothing is owed, so nothing more will be claimed: what was claimed last is in the queue, behind the lock.
+        self.urgent.settle();
+        let path = self.following.path.as_ref().expect("the package has left");
+        self.savevm.save_requested(path, &mut self.out)?;
         self.savevm.save_live_complete_postcopy(&mut self.out)?;
         encode::end_of_stream(self.out.buffer());
         Ok(())
@@ -106,9 +124,11 @@ impl Steps {
     }
 
     /// Serves requests over a new connection.
-    pub(super) fn serve_again(&mut self) {
+    pub(super) fn serve_again(&mut self) -> Result<(), StepError> {
+        self.limit_queue()?;
         let preempt = self.following.preempt.take();
         self.urgent.resume(preempt);
+        Ok(())
     }
 
     /// Waits until the pages that somebody has asked for have arrived, as far as our kernel knows.

@@ -91,7 +91,7 @@ impl Steps {
             SourceAction::SendCommand(command) => {
                 if command == Command::PostcopyResume {
                     // What is asked for may come as soon as it is read.
-                    self.serve_again();
+                    self.serve_again()?;
                 }
                 command.encode(self.out.buffer());
                 self.flush()?;
@@ -154,7 +154,7 @@ impl Steps {
             }
             SourceAction::PackageDevices { ping } => self.package_devices(ping)?,
             SourceAction::SendPackage => {
-                self.send_package();
+                self.send_package()?;
                 SourceEvent::PackageSent { sent: self.sent_since(before)? }
             }
             SourceAction::Push { max_bytes, max_time } => {

@@ -94,6 +94,11 @@ impl Urgent {
         Some(served)
     }
 
+    /// Waits for what is being served.
+    pub(super) fn settle(&self) {
+        drop(self.server.lock());
+    }
+
     /// Bytes of pages that are not known to have arrived: behind the lock nothing is being served.
     pub(super) fn queued(&self) -> ByteCount {
         match &*self.server.lock() {

@@ -146,6 +146,10 @@ impl RamSave {
             // All RAM is owed anyway. What was written since the start is untouched no longer, and no later
             // sync will say so again.
             Some(populated) if first => log.sync_into(populated)?,
+            // The round is not over: postcopy begins in the middle of it.
+            Some(populated) if self.owed.count() > PageCount(0) => {
+                postcopy::sync_into_both(log, self.ram.layout(), populated, &self.owed)?
+            }
             _ => {
                 // A page that was untouched may be among these, and deltas have a base now.
                 self.populated = None;

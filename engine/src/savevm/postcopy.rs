@@ -5,6 +5,7 @@ use super::list::SaveVm;
 use crate::error::{SaveError, SaveFault, SavePhase};
 use crate::ram::{RamHandler, UrgentPath};
 use crate::stream::StreamWriter;
+use crossbeam_channel::Receiver;
 use limosa_pages::{DirtyMap, PAGE_BYTES, RamLayout, ReceivedMap};
 use limosa_postcopy::UffdError;
 use limosa_ram::GuestRam;
@@ -85,12 +86,15 @@ impl SaveVm {
         })
     }
 
-    /// Writes a PART section of pages that somebody waits for, and nothing else.
+    /// Writes a PART section of pages that somebody waits for, if there are any, and nothing else.
     pub(crate) fn save_requested(
         &mut self,
         urgent: &UrgentPath,
         out: &mut StreamWriter,
     ) -> Result<(), SaveError> {
+        if urgent.claimed.as_ref().is_none_or(Receiver::is_empty) {
+            return Ok(());
+        }
         self.with_ram(SavePhase::Push, |identity, ram| {
             section(ContinueKind::Part, identity, out, |out| ram.save_requested(urgent, out))
         })

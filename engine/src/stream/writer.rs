@@ -72,6 +72,11 @@ impl StreamWriter {
         ByteCount(self.written + self.buffer.len() as u64)
     }
 
+    /// As [`LinkWriter::limit_queue`].
+    pub(crate) fn limit_queue(&mut self, bytes: usize) -> Result<(), TransportError> {
+        self.link.limit_queue(bytes)
+    }
+
     /// Bytes that the peer's kernel has not acknowledged yet, as far as the transport can tell.
     pub fn queued(&self) -> ByteCount {
         ByteCount(self.link.queued_bytes())

@@ -3,14 +3,15 @@
 //! What is owed is shared with whoever serves requests: both claim pages from one bitmap, so each leaves once (I1, I4).
 
 use super::super::counters::add;
-use super::{BATCH_PAGES, PACKET_PAGES, RamSave};
+use super::{BATCH_PAGES, PACKET_PAGES, Part, RamSave};
 use crate::error::SaveFault;
 use crate::stream::StreamWriter;
 use crossbeam_channel::Receiver;
 use limosa_pages::{
-    BlockId, ByteCount, DirtyMap, PageCount, PageIndex, PageRun, PageSize, ReceivedMap, Urgency,
+    BlockId, ByteCount, DirtyMap, PageCount, PageIndex, PageRun, PageSize, RamLayout, ReceivedMap, Urgency,
 };
 use limosa_postcopy::{FaultHint, UrgentPages};
+use limosa_ram::DirtyLog;
 use limosa_wire::{Command, DiscardRange, MAX_DISCARD_RANGES};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -161,24 +162,62 @@ impl RamSave {
         most.max(host_page.unwrap_or(most))
     }
 
+    /// Hands out the batch in parts of which the guest has touched every page, or none.
+    fn for_each_part(&mut self, mut part: impl FnMut(&mut Self, Part)) {
+        for index in 0..self.batch.runs.len() {
+            let mut rest = self.batch.runs[index];
+            while !rest.is_empty() {
+                let leading = self.leading_part(rest);
+                rest = PageRun::new(leading.run.end(), rest.count - leading.run.count);
+                part(self, leading);
+            }
+        }
+    }
+
     /// Sends the claimed batch: on the channels if there are any and nobody waits for it.
     fn send_bite(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
         self.records.clear();
         if self.batch.urgency == Urgency::Urgent {
             add(&self.counters.requested, self.batch.pages().0);
-        } else if let Some(channels) = &mut self.channels {
+        } else if let Some(mut channels) = self.channels.take() {
             channels.begin_packet(self.batch.block);
-            self.batch.runs.iter().for_each(|run| channels.add_content(*run));
-            return channels.submit(&self.counters);
+            self.for_each_part(|_, part| match part.touched {
+                true => channels.add_content(part.run),
+                false => channels.add_untouched(part.run),
+            });
+            let submitted = channels.submit(&self.counters);
+            self.channels = Some(channels);
+            return submitted;
         }
         let main_before = out.offset();
-        for index in 0..self.batch.runs.len() {
-            self.encode_plain(self.batch.runs[index]);
-        }
+        self.for_each_part(|saving, part| match part.touched {
+            true => saving.encode_plain(part.run),
+            false => saving.encode_untouched(part.run),
+        });
         self.send_records(out)?;
         add(&self.counters.bytes, (out.offset() - main_before).0);
         Ok(())
     }
+}
+
+/// Adds what was written since the last look to what is owed, and to what was touched. Returns how many pages are newly
+/// owed.
+pub(super) fn sync_into_both(
+    log: &mut dyn DirtyLog,
+    layout: &RamLayout,
+    touched: &DirtyMap,
+    owed: &DirtyMap,
+) -> Result<PageCount, SaveFault> {
+    let written = DirtyMap::clean(layout);
+    log.sync_into(&written)?;
+    let mut fresh = PageCount(0);
+    for (id, _) in layout.iter() {
+        for run in owed_runs(&written, id) {
+            touched.block(id).mark(run);
+            fresh += owed.block(id).mark(run);
+        }
+    }
+    Ok(fresh)
 }
 
 /// All that is owed of a block, in as few runs as possible.
