@@ -69,7 +69,8 @@ enum Order {
     Send(ReturnMessage),
     Connect(LinkWriter),
     Ask,
-    Disconnect,
+    /// Dropped when it has been followed.
+    Disconnect(Sender<()>),
 }
 
 /// The return path, and the block that the last request named.
@@ -152,13 +153,17 @@ impl FaultThread {
         self.order(Order::Send(message))
     }
 
-    /// Gives the return path up: from here on faults are noted only. A write in which the thread is blocked ends.
+    /// Gives the return path up: from here on faults are noted only. A write in which the thread is blocked ends. When
+    /// this returns, all that there is to report of the connection has been reported.
     ///
     /// # Errors
     /// [`FaultThreadEnded`].
     pub fn disconnect(&self) -> Result<(), FaultThreadEnded> {
         self.shut_link();
-        self.order(Order::Disconnect)
+        let (following, followed) = crossbeam_channel::bounded::<()>(1);
+        self.order(Order::Disconnect(following))?;
+        let _ = followed.recv(); // Ends when the order is dropped: it was followed, or the thread has ended.
+        Ok(())
     }
 
     /// Ends the thread after what was ordered, and gives the return path back, if there is one.
@@ -284,7 +289,7 @@ impl Worker {
                     }
                     self.request();
                 }
-                Ok(Order::Disconnect) => self.drop_connection(),
+                Ok(Order::Disconnect(_following)) => self.drop_connection(),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }

@@ -108,7 +108,8 @@ impl Postcopy {
         let sink = Arc::clone(ram.sink());
         sink.watch_threads(vcpus);
         let say = inbox.say.clone();
-        let report = move |report| drop(say.send(of_fault_thread(report)));
+        // Without waiting: the coordinator may be waiting for that thread. A full inbox has enough to say.
+        let report = move |report| drop(say.try_send(of_fault_thread(report)));
         let faults = FaultThread::start(Arc::clone(&sink), report)?;
         let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
         Ok(Self {

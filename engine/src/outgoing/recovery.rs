@@ -6,7 +6,7 @@ use super::steps::StepError;
 use crate::error::LoadFault;
 use crossbeam_channel::{never, select};
 use limosa_pages::{PageCount, PageIndex, PageRun, ReceivedMap};
-use limosa_protocol::{MigrationStatus, SourceEvent, SourceStep};
+use limosa_protocol::{SourceEvent, SourceStep};
 use limosa_transport::Role;
 use limosa_wire::{Command, ReceivedPages, ReturnMessage, received_bitmap_bytes};
 use std::collections::HashSet;
@@ -45,6 +45,7 @@ impl Running {
             Command::RecvBitmap { block: block.name.clone() }.encode(self.steps.out.buffer());
         }
         self.steps.flush()?;
+        let asked_in = self.machine.state_name();
         let received = ReceivedMap::empty(&layout);
         let mut missing: HashSet<_> = layout.iter().map(|(id, _)| id).collect();
         while !missing.is_empty() {
@@ -76,7 +77,7 @@ impl Running {
                 }
                 Some(heard) => {
                     self.on_heard(heard);
-                    if self.machine.status() != MigrationStatus::PostcopyRecover {
+                    if self.machine.state_name() != asked_in {
                         return Ok(None);
                     }
                 }

@@ -8,10 +8,13 @@ use limosa_engine::{
 };
 use limosa_transport::Address;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes between two cuts, where a page passes; every byte elsewhere would take minutes more and finds the same.
 const STRIDE: usize = 61;
+
+/// A migration that takes as long hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A small guest that goes over to postcopy as soon as it can.
 fn config() -> OutgoingConfig {
@@ -43,15 +46,20 @@ fn migrate(
     let (savevm, vm) = (destination.take_savevm(), destination.vm());
     let incoming = Incoming::over(there, config_there, savevm, vm, observer.clone()).unwrap();
     let outgoing = Outgoing::over(here, config(), source.take_savevm(), source.vm(), observer).unwrap();
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let (status_here, status_there) = (outgoing.statistics().status, incoming.statistics().status);
+        let figures = (outgoing.statistics(), incoming.statistics());
+        assert!(Instant::now() < deadline, "{cut:?} {medium:?}: {figures:?}");
+        let (status_here, status_there) = (figures.0.status, figures.1.status);
         match (status_here.as_str(), status_there.as_str()) {
             _ if outgoing.has_ended() && incoming.has_ended() => break,
             ("postcopy-paused", "postcopy-paused") => {
                 let anywhere: Address = "tcp:127.0.0.1:0".parse().unwrap();
                 let address = incoming.recover_postcopy(&anywhere).unwrap();
+                let pauses = figures.0.pauses;
                 outgoing.resume_postcopy(address).unwrap();
-                while outgoing.statistics().status == status_here {
+                // Heard, or tried and paused again.
+                while outgoing.statistics().status == status_here && outgoing.statistics().pauses == pauses {
                     std::thread::yield_now();
                 }
             }

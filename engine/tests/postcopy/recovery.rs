@@ -3,7 +3,7 @@
 use super::guest::{Guest, assert_completed};
 use super::{Migration, Setting, assert_same_but_for_writes, start};
 use limosa_engine::{GuestFate, NotNow, OperatorWord, RecoverError};
-use limosa_transport::Address;
+use limosa_transport::{Address, Listener};
 
 fn anywhere() -> Address {
     "tcp:127.0.0.1:0".parse().unwrap()
@@ -79,14 +79,20 @@ fn a_recovery_that_fails_leaves_postcopy_paused() {
 
     migration.outgoing.pause_postcopy().unwrap();
     migration.wait_both("postcopy-paused");
-    // Nobody listens there any more.
-    let nowhere = limosa_transport::Listener::bind(&anywhere()).unwrap().local_address().clone();
-    let pauses = migration.outgoing.statistics().pauses;
-    migration.outgoing.resume_postcopy(nowhere).unwrap();
-    while migration.outgoing.statistics().pauses == pauses {
-        std::thread::yield_now();
+    // Nobody listens there any more, and then somebody who hangs up.
+    let nowhere = Listener::bind(&anywhere()).unwrap().local_address().clone();
+    let rude = Listener::bind(&anywhere()).unwrap();
+    let hangs_up = rude.local_address().clone();
+    let rude = std::thread::spawn(move || drop(rude.accept(None)));
+    for address in [nowhere, hangs_up] {
+        let pauses = migration.outgoing.statistics().pauses;
+        migration.outgoing.resume_postcopy(address).unwrap();
+        while migration.outgoing.statistics().pauses == pauses {
+            std::thread::yield_now();
+        }
+        migration.wait_both("postcopy-paused");
     }
-    migration.wait_both("postcopy-paused");
+    rude.join().unwrap();
     migration.recover();
     let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
     assert_completed(&outgoing, &incoming);
