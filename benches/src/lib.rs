@@ -7,6 +7,9 @@
 //! The machine that measures is never quiet, and back-to-back blocks of one program mislead by a factor of two. So
 //! repetitions alternate between the programs, and what counts is the ratio.
 //!
+//! A [`Pair`] of mappings is moved through multifd channels inside this process, beside what its sockets and its memory
+//! can do at all.
+//!
 //! The crate's criterion benches measure the parts: bitmaps, zero test, records, deltas, vectored sends.
 //!
 //! Trade-off taken: figures and ratios are printed and never asserted. A slow machine is not a wrong program.
