@@ -115,7 +115,7 @@ fn a_guest_of_qemu_comes_page_by_page_as_it_is_asked_for() {
         source.set_parameters(json!({ "max-postcopy-bandwidth": SLOW })).expect("parameters");
         let incoming = receive(savevm, transport, &source, preempt);
         source.migrate(&incoming.address().expect("it listens").to_string()).expect("migrate");
-        source.wait_status("active").expect("a beginning");
+        source.wait_migration("active").expect("a beginning");
         source.start_postcopy().expect("postcopy");
         wait_until("postcopy", || incoming.statistics().status.as_str() == "postcopy-active");
         touch_all(&ram);
@@ -161,11 +161,11 @@ fn a_postcopy_to_qemu_goes_on_after_it_was_paused() {
         let migration = Outgoing::start(address, outgoing(preempt, true), guest.into_savevm(), vm, observer)
             .expect("a start");
         for recovery in 0..2 {
-            destination.wait_status("postcopy-active").expect("postcopy");
+            destination.wait_migration("postcopy-active").expect("postcopy");
             wait_until("proof", || migration.statistics().downtime.is_some());
             wait_until("activity", || migration.statistics().status.as_str() == "postcopy-active");
             migration.pause_postcopy().expect("a pause");
-            destination.wait_status("postcopy-paused").expect("a pause there");
+            destination.wait_migration("postcopy-paused").expect("a pause there");
             wait_until("a pause", || migration.statistics().status.as_str() == "postcopy-paused");
             let uri = format!("unix:{}", destination.folder().join(format!("again-{recovery}")).display());
             destination.recover_postcopy(&uri).expect("a listener");
@@ -193,13 +193,13 @@ fn a_postcopy_from_qemu_goes_on_after_it_was_paused() {
         source.set_parameters(json!({ "max-postcopy-bandwidth": SLOW })).expect("parameters");
         let incoming = receive(savevm, Transport::Tcp, &source, preempt);
         source.migrate(&incoming.address().expect("it listens").to_string()).expect("migrate");
-        source.wait_status("active").expect("a beginning");
+        source.wait_migration("active").expect("a beginning");
         source.start_postcopy().expect("postcopy");
         for _ in 0..2 {
-            source.wait_status("postcopy-active").expect("postcopy");
+            source.wait_migration("postcopy-active").expect("postcopy");
             wait_until("postcopy", || incoming.statistics().status.as_str() == "postcopy-active");
             source.pause_postcopy().expect("a pause");
-            source.wait_status("postcopy-paused").expect("a pause there");
+            source.wait_migration("postcopy-paused").expect("a pause there");
             wait_until("a pause", || incoming.statistics().status.as_str() == "postcopy-paused");
             let anywhere: Address = "tcp:127.0.0.1:0".parse().expect("an address");
             let address = incoming.recover_postcopy(&anywhere).expect("a listener");

@@ -7,7 +7,7 @@ use crate::savevm::Budget;
 use crate::vmdescription::VmDescription;
 use limosa_pages::ByteCount;
 use limosa_postcopy::LatencyHold;
-use limosa_protocol::{SourceEvent, SourceStep};
+use limosa_protocol::{SourceAction, SourceEvent, SourceStep};
 use limosa_transport::{During, Failure, LinkWriter, Role, TransportError};
 use limosa_wire::{Command, MAX_PACKAGE_BYTES, encode};
 use std::time::{Duration, Instant};
@@ -33,8 +33,48 @@ pub(super) struct Following {
 }
 
 impl Steps {
+    /// Does an action that only a postcopy asks for; `before` is what had been written.
+    pub(super) fn perform_in_postcopy(
+        &mut self,
+        action: SourceAction,
+        before: ByteCount,
+    ) -> Result<Option<SourceEvent>, StepError> {
+        Ok(Some(match action {
+            SourceAction::OpenPreempt => self.open_preempt()?,
+            SourceAction::CompleteForPostcopy => {
+                self.complete_for_postcopy().map_err(StepError::save(SourceStep::CompleteForPostcopy))?;
+                SourceEvent::CompletedForPostcopy { sent: self.sent_since(before)? }
+            }
+            SourceAction::SendDiscards => {
+                let failed = StepError::save(SourceStep::SendDiscards);
+                self.savevm.save_discards(&mut self.out).map_err(failed)?;
+                SourceEvent::DiscardsSent { sent: self.sent_since(before)? }
+            }
+            SourceAction::PackageDevices { ping } => self.package_devices(ping)?,
+            SourceAction::SendPackage => {
+                self.send_package()?;
+                SourceEvent::PackageSent { sent: self.sent_since(before)? }
+            }
+            SourceAction::Push { max_bytes, max_time } => {
+                self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
+                SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
+            }
+            SourceAction::DrainUrgent => {
+                self.drain_urgent()?;
+                return Ok(None);
+            }
+            SourceAction::CompletePostcopy => {
+                self.complete_postcopy().map_err(StepError::save(SourceStep::CompletePostcopy))?;
+                SourceEvent::PostcopyCompleted { sent: self.sent_since(before)? }
+            }
+            _ => unreachable!(
+                "others do it: the steps of precopy, or the coordinator, which has the return path"
+            ),
+        }))
+    }
+
     /// Everything but RAM is complete, and nothing of RAM is in flight.
-    pub(super) fn complete_for_postcopy(&mut self) -> Result<(), SaveError> {
+    fn complete_for_postcopy(&mut self) -> Result<(), SaveError> {
         self.announce_switchover();
         self.savevm.save_live_complete_for_postcopy(&mut self.out)?;
         self.savevm.bring_into_line(&mut self.out)?;
@@ -43,7 +83,7 @@ impl Steps {
     }
 
     /// Builds what the destination needs to run the guest: LISTEN, its devices, RUN (wire 5.4).
-    pub(super) fn package_devices(&mut self, ping: u32) -> Result<SourceEvent, StepError> {
+    fn package_devices(&mut self, ping: u32) -> Result<SourceEvent, StepError> {
         let mut package = Vec::new();
         Command::PostcopyListen.encode(&mut package);
         let mut description = VmDescription::new(self.savevm.configuration());
@@ -66,7 +106,7 @@ impl Steps {
     }
 
     /// The commit point. Requests may come from the moment in which LISTEN is read.
-    pub(super) fn send_package(&mut self) -> Result<(), StepError> {
+    fn send_package(&mut self) -> Result<(), StepError> {
         self.limit_queue()?;
         self.let_guest_go();
         let (ram, owed) = self.savevm.begin_postcopy().expect("postcopy is refused to a guest without RAM");
@@ -80,7 +120,7 @@ impl Steps {
     }
 
     /// Where urgent pages share the main channel, it must not hold much before them (I10).
-    pub(super) fn limit_queue(&mut self) -> Result<(), StepError> {
+    fn limit_queue(&mut self) -> Result<(), StepError> {
         match self.config.capabilities.postcopy_preempt {
             true => Ok(()),
             false => self.out.limit_queue(SHARED_QUEUE).map_err(StepError::main),
@@ -88,7 +128,7 @@ impl Steps {
     }
 
     /// Writes a slice of what is owed.
-    pub(super) fn push(&mut self, max_bytes: ByteCount, max_time: Duration) -> Result<(), SaveError> {
+    fn push(&mut self, max_bytes: ByteCount, max_time: Duration) -> Result<(), SaveError> {
         let path = self.following.path.as_ref().expect("the package has left");
         let mut budget = Budget::new(max_bytes, max_time, Instant::now());
         self.savevm.push(path, &mut self.out, &mut budget)
@@ -102,7 +142,7 @@ impl Steps {
     }
 
     /// Writes the end: no vmdescription follows (wire 5.4).
-    pub(super) fn complete_postcopy(&mut self) -> Result<(), SaveError> {
+    fn complete_postcopy(&mut self) -> Result<(), SaveError> {
         // Nothing is owed, so nothing more will be claimed: what was claimed last is in the queue, behind the lock.
         self.urgent.settle();
         let path = self.following.path.as_ref().expect("the package has left");
@@ -113,7 +153,7 @@ impl Steps {
     }
 
     /// Connects the link for pages that somebody waits for.
-    pub(super) fn open_preempt(&mut self) -> Result<SourceEvent, StepError> {
+    fn open_preempt(&mut self) -> Result<SourceEvent, StepError> {
         let link = self.dialer.connect(Role::Preempt).map_err(StepError::preempt)?;
         self.links.add(link.shutdown_handle());
         // Nothing ever comes back on it; its reading half is dropped and the socket stays.
@@ -132,7 +172,7 @@ impl Steps {
     }
 
     /// Waits until the pages that somebody has asked for have arrived, as far as our kernel knows.
-    pub(super) fn drain_urgent(&self) -> Result<(), StepError> {
+    fn drain_urgent(&self) -> Result<(), StepError> {
         let deadline = Instant::now() + self.config.write_deadline;
         while self.urgent.queued() > ByteCount(0) {
             if Instant::now() >= deadline {

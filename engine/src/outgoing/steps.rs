@@ -142,41 +142,12 @@ impl Steps {
                 self.resume_vm().map_err(StepError::vm(SourceStep::ResumeVm))?;
                 SourceEvent::VmResumed
             }
-            SourceAction::OpenPreempt => self.open_preempt()?,
-            SourceAction::CompleteForPostcopy => {
-                self.complete_for_postcopy().map_err(StepError::save(SourceStep::CompleteForPostcopy))?;
-                SourceEvent::CompletedForPostcopy { sent: self.sent_since(before)? }
-            }
-            SourceAction::SendDiscards => {
-                let failed = StepError::save(SourceStep::SendDiscards);
-                self.savevm.save_discards(&mut self.out).map_err(failed)?;
-                SourceEvent::DiscardsSent { sent: self.sent_since(before)? }
-            }
-            SourceAction::PackageDevices { ping } => self.package_devices(ping)?,
-            SourceAction::SendPackage => {
-                self.send_package()?;
-                SourceEvent::PackageSent { sent: self.sent_since(before)? }
-            }
-            SourceAction::Push { max_bytes, max_time } => {
-                self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
-                SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
-            }
-            SourceAction::DrainUrgent => {
-                self.drain_urgent()?;
-                return Ok(None);
-            }
-            SourceAction::CompletePostcopy => {
-                self.complete_postcopy().map_err(StepError::save(SourceStep::CompletePostcopy))?;
-                SourceEvent::PostcopyCompleted { sent: self.sent_since(before)? }
-            }
-            SourceAction::Pause | SourceAction::Reconnect | SourceAction::FetchBitmaps => {
-                unreachable!("the coordinator does these itself: they concern the return path")
-            }
             SourceAction::CloseLink => {
                 self.links.0.stop();
                 return Ok(None);
             }
             SourceAction::Finish => return Ok(None),
+            action => return self.perform_in_postcopy(action, before),
         }))
     }
 
@@ -247,7 +218,7 @@ impl Steps {
     }
 
     /// Flushes, so that what a step has written is on its way before the next is asked for.
-    fn sent_since(&mut self, before: ByteCount) -> Result<ByteCount, StepError> {
+    pub(super) fn sent_since(&mut self, before: ByteCount) -> Result<ByteCount, StepError> {
         self.flush()?;
         Ok(self.written() - before)
     }

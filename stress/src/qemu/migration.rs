@@ -66,7 +66,7 @@ impl Qemu {
         self.wait_migration("completed")
     }
 
-    /// Waits until the migration has the end `expected`: `completed`, `failed` or `cancelled`.
+    /// Waits until the migration has the status `expected`, an end or one on the way there.
     ///
     /// # Errors
     /// As [`Self::wait_migrated`].
@@ -114,24 +114,6 @@ impl Qemu {
     /// As [`Self::execute`].
     pub fn recover_postcopy(&mut self, uri: &str) -> Result<(), QemuError> {
         self.execute("migrate-recover", json!({ "uri": uri })).map(drop)
-    }
-
-    /// Waits until the migration passes through `expected`, which is not an end.
-    ///
-    /// # Errors
-    /// As [`Self::wait_migrated`], with any end.
-    pub fn wait_status(&mut self, expected: &'static str) -> Result<(), QemuError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let data = self.wait_event("MIGRATION", deadline)?;
-            let status = data["status"].as_str().unwrap_or_default();
-            if status == expected {
-                return Ok(());
-            }
-            if matches!(status, "completed" | "failed" | "cancelled") {
-                return Err(self.other_end(status.to_owned(), expected));
-            }
-        }
     }
 
     /// Waits until `pass` rounds over the dirty bitmap were made.
