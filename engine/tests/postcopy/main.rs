@@ -45,7 +45,7 @@ fn slow(setting: Setting) -> OutgoingConfig {
         // So slow that precopy does not end by itself, and that the guest is faster than the push.
         parameters: Parameters {
             max_bandwidth: Some(ByteCount(1 << 20)),
-            max_postcopy_bandwidth: Some(ByteCount(4 << 20)),
+            max_postcopy_bandwidth: Some(ByteCount(2 << 20)),
             downtime_limit: Duration::ZERO,
             multifd_channels: setting.channels.max(1),
             ..Parameters::default()

@@ -5,6 +5,9 @@ use super::{Migration, Setting, assert_same_but_for_writes, start};
 use limosa_engine::{GuestFate, NotNow, OperatorWord, RecoverError};
 use limosa_transport::{Address, Listener};
 
+/// Pages that the guest writes: few, so that it does not fetch its memory itself before a test has paused it.
+const HOT: u64 = 40;
+
 fn anywhere() -> Address {
     "tcp:127.0.0.1:0".parse().unwrap()
 }
@@ -45,7 +48,7 @@ fn in_postcopy(source: &mut Guest, destination: &mut Guest, preempt: bool) -> Mi
 #[test]
 fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
     for preempt in [false, true] {
-        let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
+        let (mut source, mut destination) = (Guest::running(HOT), Guest::incoming(HOT));
         let migration = in_postcopy(&mut source, &mut destination, preempt);
         for pause in 1..=3 {
             if pause == 2 {
@@ -71,7 +74,7 @@ fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
 
 #[test]
 fn a_recovery_that_fails_leaves_postcopy_paused() {
-    let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
+    let (mut source, mut destination) = (Guest::running(HOT), Guest::incoming(HOT));
     let migration = in_postcopy(&mut source, &mut destination, false);
     assert_eq!(migration.outgoing.resume_postcopy(anywhere()), Err(NotNow::NotPaused));
     let refused = migration.incoming.recover_postcopy(&anywhere());
