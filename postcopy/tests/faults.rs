@@ -4,7 +4,7 @@
 mod ring;
 
 use limosa_pages::{DirtyMap, PAGE_BYTES, PageCount, PageRun, ReceivedMap};
-use limosa_postcopy::{UffdError, discard};
+use limosa_postcopy::{FaultThread, UffdError, UffdSink, discard};
 use limosa_protocol::KernelThread;
 use limosa_ram::Gather;
 use limosa_transport::Link;
@@ -15,6 +15,7 @@ use ring::{
 };
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
@@ -447,4 +448,32 @@ fn a_huge_page_is_seen_when_its_last_target_page_has_come() {
         true
     });
     assert_eq!(starts, [(2 << 20, 2 << 20)]);
+}
+
+#[test]
+fn nothing_is_reported_of_a_connection_that_was_given_up() {
+    if !ready() {
+        return;
+    }
+    let guest = ram(KINDS[0], PAGES);
+    let received = Arc::new(ReceivedMap::empty(guest.layout()));
+    let sink = Arc::new(UffdSink::listen(guest, received).unwrap());
+    let reports = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&reports);
+    let count = move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+    };
+    let faults = FaultThread::start(sink, count).unwrap();
+    for _ in 0..500 {
+        let (near, far) = Link::pair().unwrap();
+        faults.connect(near.split().1).unwrap();
+        drop(far);
+        // Its write fails about when the connection is given up.
+        faults.send(ReturnMessage::Pong(1)).unwrap();
+        faults.disconnect().unwrap();
+        let reported = reports.load(Ordering::SeqCst);
+        // The next order is followed after everything before it.
+        faults.disconnect().unwrap();
+        assert_eq!(reports.load(Ordering::SeqCst), reported);
+    }
 }

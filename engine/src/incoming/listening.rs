@@ -160,8 +160,9 @@ impl Running {
         match self.postcopy.take() {
             Some(postcopy) => {
                 let Finished { statistics, main, answers } = postcopy.finish();
-                *self.loader.shared.faults.lock() = None;
+                // In this order: whoever asks meanwhile finds the figures in one of the two.
                 self.loader.shared.view.lock().statistics.postcopy = Some(statistics);
+                *self.loader.shared.faults.lock() = None;
                 (main, answers)
             }
             None => {

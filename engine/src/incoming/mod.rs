@@ -328,6 +328,8 @@ impl Shared {
     }
 
     fn statistics(&self) -> IncomingStatistics {
+        // First: they are in the view by the time that they are gone from here.
+        let faults = self.faults.lock().as_ref().map(|faults| faults.statistics());
         let view = self.view.lock();
         let mut statistics = view.statistics.clone();
         if let (Some(began), false) = (view.began, view.ended) {
@@ -337,10 +339,7 @@ impl Shared {
             statistics.ram = counters.snapshot();
             statistics.channels = counters.channels();
         }
-        drop(view);
-        if let Some(faults) = &*self.faults.lock() {
-            statistics.postcopy = Some(faults.statistics());
-        }
+        statistics.postcopy = faults.or(statistics.postcopy);
         statistics
     }
 
