@@ -5,7 +5,7 @@ use crate::arguments::Arguments;
 use crate::message::CommandError;
 use crate::migration::MigrationStatus;
 use crate::settings::{MigrationCapabilityStatus, MigrationParameters};
-use limosa_transport::Address;
+use limosa_transport::{Address, AddressError};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -51,6 +51,15 @@ pub enum Command {
         /// The state that it must be in.
         state: MigrationStatus,
     },
+    /// `migrate-start-postcopy`: let the guest move now, and its memory follow.
+    MigrateStartPostcopy,
+    /// `migrate-pause`: close the connection of a postcopy; the guest runs on.
+    MigratePause,
+    /// `migrate-recover`: listen for the source of a paused postcopy.
+    MigrateRecover {
+        /// Where.
+        address: Address,
+    },
     /// `pmemsave`: write guest-physical memory to a file.
     PmemSave {
         /// First address.
@@ -84,6 +93,9 @@ pub(crate) const NAMES: &[&str] = &[
     "query-migrate",
     "migrate_cancel",
     "migrate-continue",
+    "migrate-start-postcopy",
+    "migrate-pause",
+    "migrate-recover",
     "pmemsave",
 ];
 
@@ -113,6 +125,11 @@ impl Command {
             "query-migrate" => Self::QueryMigrate,
             "migrate_cancel" => Self::MigrateCancel,
             "migrate-continue" => Self::MigrateContinue { state: arguments.required("state")? },
+            "migrate-start-postcopy" => Self::MigrateStartPostcopy,
+            "migrate-pause" => Self::MigratePause,
+            "migrate-recover" => {
+                Self::MigrateRecover { address: read_uri(&arguments.required::<String>("uri")?)? }
+            }
             "pmemsave" => Self::PmemSave {
                 val: arguments.required("val")?,
                 size: arguments.required("size")?,
@@ -137,9 +154,7 @@ fn read_destination(arguments: &mut Arguments) -> Result<Address, CommandError> 
     let uri: Option<String> = arguments.optional("uri")?;
     let channels: Vec<Channel> = arguments.optional("channels")?.unwrap_or_default();
     match (uri, <[Channel; 1]>::try_from(channels)) {
-        (Some(uri), Err(channels)) if channels.is_empty() => uri
-            .parse()
-            .map_err(|error: limosa_transport::AddressError| CommandError::generic(error.to_string())),
+        (Some(uri), Err(channels)) if channels.is_empty() => read_uri(&uri),
         (Some(_), _) => Err(CommandError::generic("'uri' and 'channels' are mutually exclusive")),
         (None, Ok([Channel(address)])) => Ok(address),
         (None, Err(channels)) if channels.is_empty() => {
@@ -147,4 +162,8 @@ fn read_destination(arguments: &mut Arguments) -> Result<Address, CommandError> 
         }
         (None, _) => Err(CommandError::generic("Channel list must have one entry")),
     }
+}
+
+fn read_uri(uri: &str) -> Result<Address, CommandError> {
+    uri.parse().map_err(|error: AddressError| CommandError::generic(error.to_string()))
 }

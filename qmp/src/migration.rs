@@ -3,6 +3,7 @@
 use crate::address::SocketAddress;
 use crate::words::words;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 words! {
     /// Where a migration stands (wire 9.6).
@@ -118,7 +119,16 @@ pub struct MigrationInfo {
     /// How much the vCPUs are throttled, in percent; only while they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_throttle_percentage: Option<u64>,
-    /// Why it failed.
+    /// How long all vCPUs waited for pages at once; only with capability `postcopy-blocktime`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub postcopy_blocktime: Option<u64>,
+    /// How long each vCPU waited for pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub postcopy_vcpu_blocktime: Option<Vec<u64>>,
+    /// Ours: requests, faults and their latencies (docs/qmp.md).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_limosa_postcopy: Option<Value>,
+    /// Why it failed, or is paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_desc: Option<String>,
     /// Why it could not even start.

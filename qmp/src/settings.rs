@@ -203,6 +203,12 @@ parameters! {
     zero_page_detection: ZeroPageDetection,
     /// Bypass the page cache of a file.
     direct_io: bool,
+    /// Ours: go over to postcopy without being told to, when another round would not shorten the rest.
+    x_postcopy_auto: bool,
+    /// Ours: or after this many rounds; 0 is any number.
+    x_postcopy_auto_rounds: u64,
+    /// Ours: or after this time since RAM began to move, in ms; 0 is any time.
+    x_postcopy_auto_time: u64,
 }
 
 impl Argument for MigrationCapabilityStatus {
