@@ -15,7 +15,13 @@ use tempfile::TempDir;
 const HELD_BACK: u64 = 1024;
 
 /// Parameters that no QEMU has.
-const OUR_PARAMETERS: [&str; 2] = ["x-multifd-codec-workers", "x-multifd-flush-after-each-section"];
+const OUR_PARAMETERS: [&str; 5] = [
+    "x-multifd-codec-workers",
+    "x-multifd-flush-after-each-section",
+    "x-postcopy-auto",
+    "x-postcopy-auto-rounds",
+    "x-postcopy-auto-time",
+];
 
 /// Two monitors of one make, and what they have said.
 trait Pair {

@@ -14,6 +14,7 @@ use crate::serial::Serial;
 use crate::system_image::{Executor, system_image};
 use crate::verify::{self, Moment};
 use crate::workload::{Prefill, Workload, content_pages};
+use limosa::KernelThread;
 use limosa_pages::{BlockId, BlockName, ByteCount, PAGE_BYTES, PageCount};
 use limosa_ram::dirty_log::{DirtyLog, HostWrites};
 use limosa_ram::{GuestRam, RamBlock};
@@ -133,6 +134,11 @@ impl Machine {
     /// Whether the guest runs.
     pub fn run_state(&self) -> RunState {
         self.control.run_state()
+    }
+
+    /// The kernel's numbers of the threads that execute the guest, vCPU by vCPU.
+    pub fn vcpu_threads(&self) -> Vec<KernelThread> {
+        self.control.kernel_threads()
     }
 
     /// How fast the workers may go, all together.

@@ -4,6 +4,8 @@
 //! kick, and a wait until every thread has parked; nobody sleeps or polls.
 
 use crate::pace::{Grant, Pacer, Rate};
+use limosa::KernelThread;
+use nix::unistd::gettid;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -68,6 +70,8 @@ enum Wanted {
 struct State {
     wanted: Wanted,
     parked: Box<[bool]>,
+    /// The kernel's numbers of the threads, once they have started.
+    threads: Box<[Option<KernelThread>]>,
     end: Option<GuestEnd>,
     rate: Rate,
 }
@@ -85,8 +89,9 @@ impl RunControl {
     /// For `workers` threads, paused, none parked yet.
     pub(crate) fn new(workers: u32, rate: Rate) -> Self {
         let parked = vec![false; workers as usize].into();
+        let threads = vec![None; workers as usize].into();
         Self {
-            state: Mutex::new(State { wanted: Wanted::Paused, parked, end: None, rate }),
+            state: Mutex::new(State { wanted: Wanted::Paused, parked, threads, end: None, rate }),
             changed: Condvar::new(),
             stop: AtomicBool::new(true),
         }
@@ -143,6 +148,15 @@ impl RunControl {
     /// How fast the workers may go.
     pub(crate) fn rate(&self) -> Rate {
         self.state.lock().rate
+    }
+
+    /// The kernel's numbers of the guest's threads, worker by worker. Waits until all have started.
+    pub(crate) fn kernel_threads(&self) -> Vec<KernelThread> {
+        let mut state = self.state.lock();
+        while state.threads.contains(&None) {
+            self.changed.wait(&mut state);
+        }
+        state.threads.iter().copied().flatten().collect()
     }
 
     /// For a worker: whether it should park soon.
@@ -204,6 +218,13 @@ impl RunControl {
         self.kick_running(&state, kick);
     }
 
+    /// For a worker's thread: it has started.
+    fn enter(&self, worker: u32) {
+        let number = KernelThread(gettid().as_raw().unsigned_abs());
+        self.state.lock().threads[worker as usize] = Some(number);
+        self.changed.notify_all();
+    }
+
     /// For a worker's thread that is being unwound: it will never run again, and counts as parked.
     fn lose(&self, worker: u32) {
         let mut state = self.state.lock();
@@ -228,8 +249,16 @@ impl RunControl {
 
 /// Held by a worker's thread: whatever ends the thread early also reports it, so that no pause waits for it.
 pub(crate) struct ThreadGuard<'a> {
-    pub(crate) control: &'a RunControl,
-    pub(crate) worker: u32,
+    control: &'a RunControl,
+    worker: u32,
+}
+
+impl<'a> ThreadGuard<'a> {
+    /// For the thread of `worker`, which calls it.
+    pub(crate) fn of(control: &'a RunControl, worker: u32) -> Self {
+        control.enter(worker);
+        Self { control, worker }
+    }
 }
 
 impl Drop for ThreadGuard<'_> {

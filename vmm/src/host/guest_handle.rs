@@ -4,7 +4,7 @@ use super::bell::{Bell, Ring};
 use crate::error::VmmError;
 use crate::machine::Machine;
 use crate::run_control;
-use limosa::{MigrationStatus, Observer, RunState, Vm, VmError};
+use limosa::{KernelThread, MigrationStatus, Observer, RunState, Vm, VmError};
 use limosa_qmp::{Events, Notice};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -143,6 +143,10 @@ impl Vm for GuestHandle {
 
     fn run_state(&self) -> RunState {
         self.state()
+    }
+
+    fn vcpu_threads(&self) -> Vec<KernelThread> {
+        self.machine.vcpu_threads()
     }
 }
 

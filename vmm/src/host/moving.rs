@@ -5,9 +5,11 @@ use super::bell::Bell;
 use super::guest_handle::{GuestHandle, Journey, Teller};
 use super::settings::Settings;
 use limosa::{
-    Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, NotStarted, Outgoing,
-    OutgoingConfig, OutgoingReport, OutgoingStatistics, RunState, SaveVm, StartError,
+    Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, MigrationStatus,
+    NotNow, NotStarted, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics,
+    RecoverError, RunState, SaveVm, StartError,
 };
+use limosa_transport::TransportError;
 use std::sync::Arc;
 
 /// Where the list is, and with it the guest.
@@ -27,9 +29,17 @@ enum Current {
     /// No migration; the list is here.
     Resting(SaveVm),
     Leaving(Outgoing),
-    Arriving(Incoming, ExitOnError),
+    Arriving(Arriving),
     /// Only inside of a method.
     Between,
+}
+
+/// A guest on its way in.
+struct Arriving {
+    incoming: Incoming,
+    exit_on_error: ExitOnError,
+    /// Where it listens, or listened last.
+    address: Option<Address>,
 }
 
 /// A migration that has ended.
@@ -111,6 +121,7 @@ impl Moving {
             autostart: true,
             channels: settings.incoming_channels(savevm.configuration().uuid),
             codec_workers: settings.parameters().codec_workers,
+            postcopy: settings.incoming_postcopy(),
             ..IncomingConfig::default()
         };
         let journey = Journey::In(Arc::clone(&self.bell));
@@ -118,7 +129,8 @@ impl Moving {
         match Incoming::listen(address, config, savevm, Arc::clone(guest) as Arc<_>, teller) {
             Ok(incoming) => {
                 let address = incoming.address().cloned();
-                self.current = Current::Arriving(incoming, exit_on_error);
+                self.current =
+                    Current::Arriving(Arriving { incoming, exit_on_error, address: address.clone() });
                 Ok(address)
             }
             Err(NotStarted { reason, savevm }) => {
@@ -140,9 +152,7 @@ impl Moving {
                 self.last = Some(Last::Left(Box::new(report)));
                 Current::Resting(savevm)
             }
-            Current::Arriving(incoming, exit_on_error) if incoming.has_ended() => {
-                self.arrived(incoming, exit_on_error)
-            }
+            Current::Arriving(arriving) if arriving.incoming.has_ended() => self.arrived(arriving),
             current => current,
         };
     }
@@ -153,6 +163,9 @@ impl Moving {
     }
 
     /// Calls off what is on its way, and waits until nothing listens any more.
+    ///
+    /// A guest that runs here while its memory follows cannot be called off. It ends with the process; its source
+    /// pauses, and finds nobody.
     pub(super) fn close(&mut self, guest: &GuestHandle) {
         self.settle(guest);
         self.current = match std::mem::replace(&mut self.current, Current::Between) {
@@ -160,16 +173,17 @@ impl Moving {
                 outgoing.cancel();
                 Current::Leaving(outgoing)
             }
-            Current::Arriving(incoming, exit_on_error) => {
-                incoming.cancel();
-                self.arrived(incoming, exit_on_error)
+            Current::Arriving(arriving) if guest.state() == RunState::InMigrate => {
+                arriving.incoming.cancel();
+                self.arrived(arriving)
             }
             current => current,
         };
     }
 
-    fn arrived(&mut self, incoming: Incoming, ExitOnError(fatal): ExitOnError) -> Current {
-        let (report, savevm) = incoming.wait();
+    fn arrived(&mut self, arriving: Arriving) -> Current {
+        let ExitOnError(fatal) = arriving.exit_on_error;
+        let (report, savevm) = arriving.incoming.wait();
         if !report.is_completed() {
             let reason = report.statistics.error.clone().unwrap_or_else(|| "it was called off".to_owned());
             self.failed_arrival = Some(Occurrence::ArrivalFailed { reason, fatal });
@@ -186,6 +200,74 @@ impl Moving {
         }
     }
 
+    /// Lets the guest that leaves move now, and its memory follow.
+    pub(super) fn start_postcopy(&self) -> Result<(), PostcopyRefused> {
+        let outgoing = self.outgoing().ok_or(PostcopyRefused::NotStarted)?;
+        outgoing.start_postcopy().map_err(|refused| match refused {
+            NotNow::NoPostcopy => PostcopyRefused::Off,
+            _ => PostcopyRefused::NotStarted,
+        })
+    }
+
+    /// Closes the connection of a postcopy, from either side.
+    pub(super) fn pause_postcopy(&self) -> Result<(), PostcopyRefused> {
+        let paused = match &self.current {
+            Current::Leaving(outgoing) => outgoing.pause_postcopy(),
+            Current::Arriving(arriving) => arriving.incoming.pause_postcopy(),
+            Current::Resting(_) | Current::Between => Err(NotNow::NotActive),
+        };
+        paused.map_err(|_| PostcopyRefused::NotActive)
+    }
+
+    /// Goes on with a paused postcopy, as its source.
+    pub(super) fn resume_postcopy(&self, address: Address) -> Result<(), PostcopyRefused> {
+        let outgoing = self.outgoing().ok_or(PostcopyRefused::NothingToResume)?;
+        outgoing.resume_postcopy(address).map_err(|_| PostcopyRefused::NothingToResume)
+    }
+
+    /// Listens for the source of a paused postcopy.
+    pub(super) fn recover_postcopy(&mut self, address: &Address) -> Result<(), PostcopyRefused> {
+        let Current::Arriving(arriving) = &mut self.current else { return Err(PostcopyRefused::NotPaused) };
+        let address = arriving.incoming.recover_postcopy(address).map_err(|refused| match refused {
+            RecoverError::NotNow(_) => PostcopyRefused::NotPaused,
+            RecoverError::Transport(error) => PostcopyRefused::Transport(error),
+        })?;
+        arriving.address = Some(address);
+        Ok(())
+    }
+
+    /// Ends a paused postcopy by the word of its operator, on either side.
+    pub(super) fn end_postcopy(&self, word: OperatorWord) -> Result<(), PostcopyRefused> {
+        let ended = match &self.current {
+            Current::Leaving(outgoing) => outgoing.end_postcopy(word),
+            Current::Arriving(arriving) if word == OperatorWord::GiveUp => {
+                arriving.incoming.give_up_postcopy()
+            }
+            _ => Err(NotNow::NotPaused),
+        };
+        ended.map_err(|_| PostcopyRefused::NotPaused)
+    }
+
+    /// Calls off the migration that sends the guest, if there is one and it can be.
+    pub(super) fn cancel(&self) -> Result<(), PostcopyRefused> {
+        let Some(outgoing) = self.outgoing() else { return Ok(()) };
+        if is_postcopy(outgoing.statistics().status) {
+            return Err(PostcopyRefused::CannotCancel);
+        }
+        outgoing.cancel();
+        Ok(())
+    }
+
+    /// Whether all memory of a guest that is here has come: only the guest's own accesses wait for what has not.
+    pub(super) fn check_memory(&self) -> Result<(), PostcopyRefused> {
+        match &self.current {
+            Current::Arriving(arriving) if is_postcopy(arriving.incoming.statistics().status) => {
+                Err(PostcopyRefused::MemoryMissing)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the list is lent to a migration.
     pub(super) fn is_busy(&self) -> bool {
         !matches!(self.current, Current::Resting(_))
@@ -193,7 +275,7 @@ impl Moving {
 
     /// Whether it waits for a guest, or receives one.
     pub(super) fn is_arriving(&self) -> bool {
-        matches!(self.current, Current::Arriving(..))
+        matches!(self.current, Current::Arriving(_))
     }
 
     /// How the last migration ended.
@@ -210,8 +292,8 @@ impl Moving {
     pub(super) fn figures(&self) -> Figures {
         match (&self.current, &self.last) {
             (Current::Leaving(outgoing), _) => Figures::Outgoing(Box::new(outgoing.statistics())),
-            (Current::Arriving(incoming, _), _) => {
-                Figures::Incoming(Box::new(incoming.statistics()), incoming.address().cloned())
+            (Current::Arriving(arriving), _) => {
+                Figures::Incoming(Box::new(arriving.incoming.statistics()), arriving.address.clone())
             }
             (_, Some(Last::Left(report))) => Figures::Outgoing(Box::new(report.statistics.clone())),
             (_, Some(Last::Arrived(report))) => Figures::Incoming(Box::new(report.statistics.clone()), None),
@@ -253,4 +335,38 @@ pub enum Refused {
     /// The engine could not start.
     #[error("{0}")]
     Start(#[source] StartError),
+}
+
+fn is_postcopy(status: MigrationStatus) -> bool {
+    use MigrationStatus::{PostcopyActive, PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup};
+    matches!(status, PostcopyActive | PostcopyPaused | PostcopyRecoverSetup | PostcopyRecover)
+}
+
+/// A command that does not fit where a postcopy stands.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PostcopyRefused {
+    /// The capability is off.
+    #[error("Enable postcopy with migrate_set_capability before the start of migration")]
+    Off,
+    /// No guest leaves.
+    #[error("Postcopy must be started after migration has been started")]
+    NotStarted,
+    /// Nothing to pause.
+    #[error("migrate-pause is currently only supported during postcopy-active or postcopy-recover state")]
+    NotActive,
+    /// Nothing to listen for, or to end.
+    #[error("Migrate recover can only be run when postcopy is paused.")]
+    NotPaused,
+    /// Nothing to go on with.
+    #[error("Cannot resume if there is no paused migration")]
+    NothingToResume,
+    /// The guest has moved.
+    #[error("Postcopy migration in-flight, can not cancel")]
+    CannotCancel,
+    /// What is not here yet cannot be looked at.
+    #[error("The guest's memory is still arriving")]
+    MemoryMissing,
+    /// It cannot listen there.
+    #[error(transparent)]
+    Transport(TransportError),
 }

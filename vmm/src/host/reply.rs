@@ -4,7 +4,7 @@ use super::moving::{Figures, Last};
 use super::settings::Settings;
 use crate::report::{VerifyReport, WorkerProgress};
 use limosa::pages::{ByteCount, PAGE_BYTES};
-use limosa::{ChannelStatistics, IncomingStatistics, OutgoingStatistics, RamStatistics};
+use limosa::{ChannelStatistics, IncomingStatistics, LatencySummary, OutgoingStatistics, RamStatistics};
 use limosa_qmp::{
     MigrationInfo, MigrationStats, MigrationStatus, MultifdChannelStats, SocketAddress, XbzrleCacheStats,
 };
@@ -30,7 +30,7 @@ pub(super) fn migration_info(figures: &Figures, total: ByteCount, settings: &Set
     match figures {
         Figures::None => MigrationInfo::default(),
         Figures::Outgoing(statistics) => outgoing_info(statistics, total, settings),
-        Figures::Incoming(statistics, address) => incoming_info(statistics, address.as_ref()),
+        Figures::Incoming(statistics, address) => incoming_info(statistics, address.as_ref(), settings),
     }
 }
 
@@ -56,14 +56,25 @@ fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &S
         x_multifd_channels: channels(&statistics.channels),
         x_multifd_choices: choices(statistics),
         xbzrle_cache: xbzrle.filter(|_| shown).map(|size| xbzrle_stats(&statistics.ram, size)),
+        x_limosa_postcopy: outgoing_postcopy(statistics).filter(|_| shown),
         error_desc: statistics.error.clone(),
         ..MigrationInfo::default()
     }
 }
 
-fn incoming_info(statistics: &IncomingStatistics, address: Option<&limosa::Address>) -> MigrationInfo {
+fn incoming_info(
+    statistics: &IncomingStatistics,
+    address: Option<&limosa::Address>,
+    settings: &Settings,
+) -> MigrationInfo {
+    let measured = settings.capabilities().postcopy_blocktime;
+    let blocktime = statistics.postcopy.as_ref().filter(|_| measured).map(|postcopy| &postcopy.blocktime);
     MigrationInfo {
         status: Some(status(statistics.status)),
+        postcopy_blocktime: blocktime.map(|time| milliseconds(time.overall)),
+        postcopy_vcpu_blocktime: blocktime
+            .map(|time| time.threads.iter().map(|time| milliseconds(*time)).collect()),
+        x_limosa_postcopy: incoming_postcopy(statistics),
         error_desc: statistics.error.clone(),
         x_multifd_channels: channels(&statistics.channels),
         socket_address: address.and_then(SocketAddress::of).map(|address| vec![address]),
@@ -110,10 +121,15 @@ fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStat
         mbps: per_second(statistics.transferred.0 as f64 * 8.0 / 1e6),
         dirty_sync_count: statistics.passes,
         page_size: PAGE_BYTES as u64,
+        postcopy_requests: statistics.urgent.map_or(0, |urgent| urgent.requests),
         multifd_bytes: ram.channel_bytes.0,
         pages_per_second: per_second(sent as f64) as u64,
-        precopy_bytes: statistics.transferred.0.saturating_sub(statistics.downtime_bytes.0),
+        precopy_bytes: statistics
+            .transferred
+            .0
+            .saturating_sub(statistics.downtime_bytes.0 + statistics.postcopy_bytes.0),
         downtime_bytes: statistics.downtime_bytes.0,
+        postcopy_bytes: statistics.postcopy_bytes.0,
         ..MigrationStats::default()
     }
 }
@@ -165,6 +181,7 @@ pub(super) fn report(last: &Last) -> Value {
                 "choices": choices(statistics).unwrap_or_default(),
                 "ram": ram(&statistics.ram),
                 "channels": channels(&statistics.channels).unwrap_or_default(),
+                "postcopy": outgoing_postcopy(statistics),
             })
         }
         Last::Arrived(report) => {
@@ -178,9 +195,53 @@ pub(super) fn report(last: &Last) -> Value {
                 "received": statistics.received.0,
                 "ram": ram(&statistics.ram),
                 "channels": channels(&statistics.channels).unwrap_or_default(),
+                "postcopy": incoming_postcopy(statistics),
             })
         }
     }
+}
+
+/// What the source knows of a guest that has moved before its memory; `None` of any other.
+fn outgoing_postcopy(statistics: &OutgoingStatistics) -> Option<Value> {
+    statistics.urgent.as_ref().map(|urgent| {
+        json!({
+            "bytes": statistics.postcopy_bytes.0,
+            "pauses": statistics.pauses,
+            "requests": urgent.requests,
+            "repeated-requests": urgent.repeated,
+            "requested-pages": urgent.pages.0 + statistics.ram.requested.0,
+            "serve-us": latency(&urgent.serve),
+        })
+    })
+}
+
+/// What the destination knows of it.
+fn incoming_postcopy(statistics: &IncomingStatistics) -> Option<Value> {
+    statistics.postcopy.as_ref().map(|postcopy| {
+        let vcpus = &postcopy.blocktime.threads;
+        json!({
+            "pages-by-fault": postcopy.pages_by_fault.0,
+            "pages-by-push": postcopy.pages_by_push.0,
+            "pages-twice": postcopy.pages_twice.0,
+            "fault-us": latency(&postcopy.latency),
+            "request-us": latency(&postcopy.request),
+            "serve-us": latency(&postcopy.serve),
+            "place-us": latency(&postcopy.place),
+            "local-us": latency(&postcopy.local),
+            "blocktime-us": microseconds(postcopy.blocktime.overall),
+            "vcpu-blocktime-us": vcpus.iter().map(|time| microseconds(*time)).collect::<Vec<_>>(),
+        })
+    })
+}
+
+fn latency(latency: &LatencySummary) -> Value {
+    json!({
+        "count": latency.count,
+        "p50": microseconds(latency.p50),
+        "p99": microseconds(latency.p99),
+        "p99.9": microseconds(latency.p999),
+        "max": microseconds(latency.max),
+    })
 }
 
 fn ram(ram: &RamStatistics) -> Value {

@@ -2,7 +2,10 @@
 
 use super::moving::{Moving, Refused};
 use limosa::pages::ByteCount;
-use limosa::{Capabilities, ChannelSync, Codec, IncomingChannels, ParameterError, Parameters};
+use limosa::{
+    AutoPostcopy, Capabilities, ChannelSync, Codec, IncomingChannels, IncomingPostcopy, ParameterError,
+    Parameters,
+};
 use limosa_qmp::{
     CommandError, MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationParameters,
     MultiFdCompression, ZeroPageDetection,
@@ -16,6 +19,7 @@ pub(super) struct Settings {
     parameters: Parameters,
     levels: Levels,
     channel_sync: ChannelSync,
+    auto: AutoPolicy,
     capabilities: Capabilities,
 }
 
@@ -26,6 +30,13 @@ struct Levels {
     zstd: u8,
 }
 
+/// When to go over to postcopy without being told to. A limit may be set before it is switched on.
+#[derive(Clone, Copy, Debug, Default)]
+struct AutoPolicy {
+    on: bool,
+    limits: AutoPostcopy,
+}
+
 impl Default for Settings {
     /// The engine's defaults. Unlike QEMU's, the return path is on: a source should hear whether its guest arrived.
     fn default() -> Self {
@@ -34,6 +45,7 @@ impl Default for Settings {
             // QEMU's defaults.
             levels: Levels { zlib: 1, zstd: 1 },
             channel_sync: ChannelSync::default(),
+            auto: AutoPolicy::default(),
             capabilities: Capabilities { return_path: true, ..Capabilities::default() },
         }
     }
@@ -63,10 +75,16 @@ impl Settings {
         })
     }
 
+    /// How a guest may come in postcopy, if it may.
+    pub(super) fn incoming_postcopy(&self) -> Option<IncomingPostcopy> {
+        let preempt = self.capabilities.postcopy_preempt;
+        self.capabilities.postcopy_ram.then_some(IncomingPostcopy { preempt })
+    }
+
     /// Takes the values that are there; all or none.
     pub(super) fn set_parameters(&mut self, wanted: &MigrationParameters) -> Result<(), CommandError> {
         refuse_unsupported(wanted)?;
-        let (mut parameters, mut levels) = (self.parameters.clone(), self.levels);
+        let (mut parameters, mut levels, mut auto) = (self.parameters.clone(), self.levels, self.auto);
         if let Some(bytes) = wanted.max_bandwidth {
             parameters.max_bandwidth = none_if_zero(bytes);
         }
@@ -89,12 +107,18 @@ impl Settings {
             parameters.codec_workers = NonZeroU8::new(workers);
         }
         let channel_sync = wanted.x_multifd_flush_after_each_section.map_or(self.channel_sync, when_in_line);
+        if let Some(bytes) = wanted.max_postcopy_bandwidth {
+            parameters.max_postcopy_bandwidth = none_if_zero(bytes);
+        }
+        auto.take(wanted);
+        parameters.postcopy_auto = auto.on.then_some(auto.limits);
         levels.zlib = wanted.multifd_zlib_level.unwrap_or(levels.zlib);
         levels.zstd = wanted.multifd_zstd_level.unwrap_or(levels.zstd);
         let method = wanted.multifd_compression.unwrap_or_else(|| method(parameters.multifd_codec));
         parameters.multifd_codec = levels.codec(method)?;
         parameters.validate().and_then(|()| levels.validate()).map_err(generic)?;
-        (self.parameters, self.levels, self.channel_sync) = (parameters, levels, channel_sync);
+        (self.parameters, self.levels, self.auto) = (parameters, levels, auto);
+        self.channel_sync = channel_sync;
         Ok(())
     }
 
@@ -110,7 +134,7 @@ impl Settings {
             codec_workers,
             zero_page_detection,
             max_postcopy_bandwidth,
-            postcopy_auto: _,
+            postcopy_auto,
         } = &self.parameters;
         MigrationParameters {
             max_bandwidth: Some(max_bandwidth.map_or(0, |bytes| bytes.0)),
@@ -125,6 +149,9 @@ impl Settings {
             x_multifd_flush_after_each_section: Some(self.channel_sync == ChannelSync::PerSection),
             zero_page_detection: Some(monitor_detection(*zero_page_detection)),
             max_postcopy_bandwidth: Some(max_postcopy_bandwidth.map_or(0, |bytes| bytes.0)),
+            x_postcopy_auto: Some(postcopy_auto.is_some()),
+            x_postcopy_auto_rounds: Some(self.auto.limits.rounds_max.map_or(0, u64::from)),
+            x_postcopy_auto_time: Some(self.auto.limits.time_max.map_or(0, |time| time.as_millis() as u64)),
             mode: Some(MigMode::Normal),
             ..MigrationParameters::default()
         }
@@ -166,6 +193,18 @@ impl Settings {
             state: flag(&mut capabilities, *capability).is_some_and(|flag| *flag),
         };
         MigrationCapability::ALL.iter().map(state).collect()
+    }
+}
+
+impl AutoPolicy {
+    fn take(&mut self, wanted: &MigrationParameters) {
+        self.on = wanted.x_postcopy_auto.unwrap_or(self.on);
+        if let Some(rounds) = wanted.x_postcopy_auto_rounds {
+            self.limits.rounds_max = (rounds > 0).then(|| u32::try_from(rounds).unwrap_or(u32::MAX));
+        }
+        if let Some(milliseconds) = wanted.x_postcopy_auto_time {
+            self.limits.time_max = (milliseconds > 0).then(|| Duration::from_millis(milliseconds));
+        }
     }
 }
 
@@ -235,6 +274,9 @@ fn flag(capabilities: &mut Capabilities, capability: MigrationCapability) -> Opt
         MigrationCapability::SwitchoverAck => Some(&mut capabilities.switchover_ack),
         MigrationCapability::Multifd => Some(&mut capabilities.multifd),
         MigrationCapability::ZeroCopySend => Some(&mut capabilities.zero_copy_send),
+        MigrationCapability::PostcopyRam => Some(&mut capabilities.postcopy_ram),
+        MigrationCapability::PostcopyPreempt => Some(&mut capabilities.postcopy_preempt),
+        MigrationCapability::PostcopyBlocktime => Some(&mut capabilities.postcopy_blocktime),
         _ => None,
     }
 }
@@ -253,6 +295,10 @@ fn refuse_unsupported(wanted: &MigrationParameters) -> Result<(), CommandError> 
     rest.x_multifd_codec_workers = None;
     rest.x_multifd_flush_after_each_section = None;
     rest.zero_page_detection = None;
+    rest.max_postcopy_bandwidth = None;
+    rest.x_postcopy_auto = None;
+    rest.x_postcopy_auto_rounds = None;
+    rest.x_postcopy_auto_time = None;
     rest.mode = rest.mode.filter(|mode| *mode != MigMode::Normal);
     let rest = serde_json::to_value(&rest).expect("parameters are JSON");
     match rest.as_object().and_then(|members| members.keys().next()) {

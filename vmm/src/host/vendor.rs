@@ -1,6 +1,7 @@
 //! Commands that QEMU does not have, for demonstrations, benchmarks and tests.
 
 use crate::pace::Rate;
+use limosa::OperatorWord;
 use limosa_qmp::CommandError;
 use serde_json::{Map, Value};
 
@@ -17,6 +18,8 @@ pub(super) enum VendorCommand {
     SetRate(Rate),
     /// Whether a guest that arrives shall run.
     SetAutostart(bool),
+    /// How a paused postcopy ends, by the word of whoever has looked at the other side.
+    EndPostcopy(OperatorWord),
 }
 
 impl VendorCommand {
@@ -27,6 +30,7 @@ impl VendorCommand {
         "x-limosa-report",
         "x-limosa-set-rate",
         "x-limosa-set-autostart",
+        "x-limosa-end-postcopy",
     ];
 
     /// The command of this name, which is one of [`Self::NAMES`].
@@ -40,6 +44,7 @@ impl VendorCommand {
             "x-limosa-report" => Self::Report,
             "x-limosa-set-rate" => Self::SetRate(take(&mut arguments, "pages-per-second", rate)?),
             "x-limosa-set-autostart" => Self::SetAutostart(take(&mut arguments, "on", Value::as_bool)?),
+            "x-limosa-end-postcopy" => Self::EndPostcopy(take(&mut arguments, "outcome", outcome)?),
             _ => unreachable!("only commands that were announced come here"),
         };
         match arguments.keys().next() {
@@ -52,6 +57,16 @@ impl VendorCommand {
 /// Pages per second; null is as fast as the processor can.
 fn rate(value: &Value) -> Option<Rate> {
     if value.is_null() { Some(Rate::Unlimited) } else { value.as_u64().map(Rate::PagesPerSecond) }
+}
+
+/// What the operator has found, or decides.
+fn outcome(value: &Value) -> Option<OperatorWord> {
+    match value.as_str()? {
+        "never-ran" => Some(OperatorWord::NeverRan),
+        "completed" => Some(OperatorWord::HasGuest),
+        "lost" => Some(OperatorWord::GiveUp),
+        _ => None,
+    }
 }
 
 fn take<T>(

@@ -80,7 +80,7 @@ pub(crate) struct VcpuThread {
 impl VcpuThread {
     /// Runs the guest whenever it should, until the thread is dismissed.
     pub(crate) fn run(self) {
-        let _guard = ThreadGuard { control: &self.control, worker: self.index };
+        let _guard = ThreadGuard::of(&self.control, self.index);
         let vcpu = &self.vcpus[self.index as usize];
         vcpu.kick.adopt_this_thread();
         while self.control.park(self.index, || vcpu.kick.forget()) == Order::Run {

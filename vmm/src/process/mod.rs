@@ -112,7 +112,7 @@ struct WorkerThread {
 
 impl WorkerThread {
     fn run(self) {
-        let _guard = ThreadGuard { control: &self.control, worker: self.worker };
+        let _guard = ThreadGuard::of(&self.control, self.worker);
         let mut words: PageWords = [0; PAGE_WORDS];
         while self.control.park(self.worker, || {}) == Order::Run {
             // Parking again is what releases the registers to whoever saves them.

@@ -4,6 +4,7 @@ mod arrivals;
 mod doubt;
 mod life;
 mod memory;
+mod postcopy;
 #[path = "../ring/mod.rs"]
 mod ring;
 mod settings;

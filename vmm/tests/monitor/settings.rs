@@ -26,6 +26,9 @@ fn parameters_that_were_set_are_shown() {
             "x-multifd-codec-workers": 0,
             "x-multifd-flush-after-each-section": false,
             "max-postcopy-bandwidth": 0,
+            "x-postcopy-auto": false,
+            "x-postcopy-auto-rounds": 0,
+            "x-postcopy-auto-time": 0,
             "zero-page-detection": "multifd",
             "mode": "normal",
         })
@@ -37,6 +40,8 @@ fn parameters_that_were_set_are_shown() {
     let set = json!({ "multifd-channels": 4, "multifd-zlib-level": 9, "multifd-zstd-level": 20 });
     vmm.execute("migrate-set-parameters", set);
     let set = json!({ "x-multifd-codec-workers": 3, "x-multifd-flush-after-each-section": true });
+    vmm.execute("migrate-set-parameters", set);
+    let set = json!({ "max-postcopy-bandwidth": 5, "x-postcopy-auto": true, "x-postcopy-auto-rounds": 2 });
     vmm.execute("migrate-set-parameters", set);
     let set = json!({ "multifd-compression": "zstd", "zero-page-detection": "legacy" });
     vmm.execute("migrate-set-parameters", set);
@@ -53,7 +58,10 @@ fn parameters_that_were_set_are_shown() {
             "multifd-zstd-level": 20,
             "x-multifd-codec-workers": 3,
             "x-multifd-flush-after-each-section": true,
-            "max-postcopy-bandwidth": 0,
+            "max-postcopy-bandwidth": 5,
+            "x-postcopy-auto": true,
+            "x-postcopy-auto-rounds": 2,
+            "x-postcopy-auto-time": 0,
             "zero-page-detection": "legacy",
             "mode": "normal",
         })

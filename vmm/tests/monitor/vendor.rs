@@ -20,7 +20,8 @@ fn they_are_listed_among_the_commands() {
             &"x-limosa-progress",
             &"x-limosa-report",
             &"x-limosa-set-rate",
-            &"x-limosa-set-autostart"
+            &"x-limosa-set-autostart",
+            &"x-limosa-end-postcopy"
         ]
     );
     assert!(names.contains(&"query-migrate"));
