@@ -11,6 +11,7 @@ mod channels;
 mod demo;
 mod guest;
 mod inspect;
+mod postcopy;
 mod signals;
 mod size;
 mod vmm;

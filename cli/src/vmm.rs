@@ -2,6 +2,7 @@
 
 use crate::channels::ChannelOptions;
 use crate::guest::{DirtierOptions, MachineOptions};
+use crate::postcopy::PostcopyOptions;
 use crate::signals;
 use limosa_qmp::{Command, CommandError, Commands};
 use limosa_transport::{Address, AddressError, TransportError};
@@ -50,6 +51,8 @@ pub(crate) struct Options {
     #[command(flatten)]
     channels: ChannelOptions,
     #[command(flatten)]
+    postcopy: PostcopyOptions,
+    #[command(flatten)]
     machine: MachineOptions,
     #[command(flatten)]
     dirtier: DirtierOptions,
@@ -74,8 +77,8 @@ pub(crate) enum VmmCommandError {
     },
     #[error("the guest cannot be waited for")]
     Incoming(#[from] Refused),
-    #[error("--channels")]
-    Channels(#[from] CommandError),
+    #[error("the migration cannot be set up as asked")]
+    Settings(#[from] CommandError),
     #[error("the guest did not arrive: {reason}")]
     NotArrived { reason: String },
     #[error("the guest cannot run")]
@@ -107,7 +110,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, VmmCommandError> {
     let executor = machine.executor();
     let host = Host::new(machine, incoming.is_some())?;
     host.set_autostart(!options.paused);
-    set_channels(&host, &options.channels)?;
+    set_migration(&host, &options)?;
     let path = PathBuf::from(options.qmp.strip_prefix("unix:").unwrap_or(&options.qmp));
     let server =
         host.listen(&path).map_err(|source| VmmCommandError::Monitor { path: path.clone(), source })?;
@@ -166,9 +169,11 @@ fn make_machine(options: &Options) -> Result<Machine, VmmCommandError> {
 }
 
 /// Says what a client of the monitor could say too late for a guest that is awaited from the start.
-fn set_channels(host: &Host, channels: &ChannelOptions) -> Result<(), CommandError> {
-    host.execute(Command::MigrateSetParameters(channels.parameters()))?;
-    host.execute(Command::MigrateSetCapabilities(vec![channels.capability()]))?;
+fn set_migration(host: &Host, options: &Options) -> Result<(), CommandError> {
+    host.execute(Command::MigrateSetParameters(options.channels.parameters()))?;
+    let mut capabilities = vec![options.channels.capability()];
+    capabilities.extend(options.postcopy.capabilities());
+    host.execute(Command::MigrateSetCapabilities(capabilities))?;
     Ok(())
 }
 

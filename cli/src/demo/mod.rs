@@ -1,19 +1,25 @@
 //! `limosa demo`: two VMMs, one busy guest, a migration between them, and the proof that nothing was lost.
 
+mod faults;
 mod process;
 mod report;
 
 use crate::channels::ChannelOptions;
 use crate::guest::{DirtierOptions, Kind, MachineOptions};
+use crate::postcopy::PostcopySwitch;
 use crate::signals;
 use crate::size::Size;
+use faults::Faults;
 use indicatif::{ProgressBar, ProgressStyle};
-use limosa_qmp::{MigrationInfo, MigrationParameters, MigrationStatus, QmpError, SocketAddress};
+use limosa_qmp::{
+    MigrationCapability, MigrationCapabilityStatus, MigrationInfo, MigrationParameters, MigrationStatus,
+    QmpError, SocketAddress,
+};
 use limosa_vmm::{KvmUnusable, Rate, kvm_usable};
 use nix::sys::signal::Signal;
 use process::Vmm;
 use report::{Arrival, Figures, Verification};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -38,6 +44,8 @@ pub(crate) struct Options {
     xbzrle: bool,
     #[command(flatten)]
     channels: ChannelOptions,
+    #[command(flatten)]
+    postcopy: PostcopySwitch,
     /// Migrate over a unix socket instead of TCP on the loopback interface.
     #[arg(long)]
     unix: bool,
@@ -103,17 +111,21 @@ pub(crate) fn run(mut options: Options) -> Result<ExitCode, DemoError> {
     let steps_before = source.steps()?;
     source.execute("migrate", json!({"uri": uri}))?;
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
+    if options.postcopy.is_now() {
+        start_postcopy(&mut source)?;
+    }
     follow(&mut source, deadline, &options)?;
     let arrival = Arrival::of(&mut destination, deadline, steps_before)?;
     let figures = Figures::of(&mut source)?;
+    let faults = Faults::of(&mut destination)?;
     let verification = Verification::of(&mut destination)?;
     source.quit();
     destination.quit();
 
     if options.json {
-        println!("{}", report::json(&options.machine, &figures, &arrival, &verification));
+        println!("{}", report::json(&options.machine, &figures, faults.as_ref(), &arrival, &verification));
     } else {
-        print!("{}", report::text(&figures, &arrival, &verification));
+        print!("{}", report::text(&figures, faults.as_ref(), &arrival, &verification));
     }
     let proven = verification.is_clean() && arrival.never_stepped_back();
     Ok(if proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -153,8 +165,11 @@ fn start_both(options: &Options, folder: &Path) -> Result<(Vmm, Vmm, String), De
     };
     words = options.machine.arguments();
     words.extend(options.channels.arguments());
+    words.extend(options.postcopy.arguments());
     words.push(format!("--incoming={uri}"));
     let mut destination = Vmm::start("destination", folder, &words)?;
+    let events = [MigrationCapabilityStatus { capability: MigrationCapability::Events, state: true }];
+    destination.execute("migrate-set-capabilities", json!({"capabilities": events}))?;
     let uri = if options.unix { uri } else { listening_at(&mut destination)? };
     Ok((source, destination, uri))
 }
@@ -169,17 +184,20 @@ fn listening_at(destination: &mut Vmm) -> Result<String, DemoError> {
 }
 
 fn configure(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
-    let capabilities = json!([
-        {"capability": "events", "state": true},
-        {"capability": "xbzrle", "state": options.xbzrle},
+    let switched = |capability, state| MigrationCapabilityStatus { capability, state };
+    let mut capabilities = vec![
+        switched(MigrationCapability::Events, true),
+        switched(MigrationCapability::Xbzrle, options.xbzrle),
         options.channels.capability(),
-    ]);
+    ];
+    capabilities.extend(options.postcopy.capabilities());
     source.execute("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
-    let parameters = MigrationParameters {
+    let mut parameters = MigrationParameters {
         max_bandwidth: Some(options.max_bandwidth.map_or(0, |size| size.0)),
         downtime_limit: Some(options.downtime_limit),
         ..options.channels.parameters()
     };
+    parameters.apply(options.postcopy.parameters());
     source.execute("migrate-set-parameters", json!(parameters))?;
     Ok(())
 }
@@ -199,6 +217,14 @@ fn warm_up(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
     Ok(())
 }
 
+/// Tells the source to let its guest move, unless it has already.
+fn start_postcopy(source: &mut Vmm) -> Result<(), DemoError> {
+    match source.execute("migrate-start-postcopy", Value::Null) {
+        Err(DemoError::Monitor { source: QmpError::Refused { .. }, .. }) => Ok(()),
+        told => told.map(drop),
+    }
+}
+
 /// Shows a bar until the migration has ended; an error unless it is completed.
 fn follow(source: &mut Vmm, deadline: Instant, options: &Options) -> Result<(), DemoError> {
     let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
@@ -211,7 +237,11 @@ fn follow(source: &mut Vmm, deadline: Instant, options: &Options) -> Result<(), 
             bar.set_length(ram.total);
             bar.set_position(ram.total.saturating_sub(ram.remaining));
             let rate = Size((ram.mbps * 1e6 / 8.0) as u64);
-            bar.set_message(format!("round {}, {rate}/s", ram.dirty_sync_count));
+            let phase = match status {
+                MigrationStatus::PostcopyActive => "postcopy".to_owned(),
+                _ => format!("round {}", ram.dirty_sync_count),
+            };
+            bar.set_message(format!("{phase}, {rate}/s"));
         }
         match status {
             MigrationStatus::Completed => {

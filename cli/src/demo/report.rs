@@ -1,6 +1,7 @@
 //! What the demonstration tells: how the migration went, and whether everything arrived.
 
 use super::DemoError;
+use super::faults::Faults;
 use super::process::Vmm;
 use crate::guest::{DirtierOptions, Kind, MachineOptions};
 use crate::size::Size;
@@ -25,6 +26,7 @@ pub(super) struct Figures {
     channels: Vec<MultifdChannelStats>,
     /// How packets were compressed, and why.
     choices: Vec<String>,
+    postcopy: Option<Value>,
 }
 
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -84,8 +86,9 @@ impl Figures {
 }
 
 impl Arrival {
-    /// Waits until the guest runs on the destination and has gone on working.
+    /// Waits until the guest runs on the destination, with all of its memory, and has gone on working.
     pub(super) fn of(destination: &mut Vmm, deadline: Instant, before: Vec<u64>) -> Result<Self, DemoError> {
+        destination.wait_for_end(deadline)?;
         loop {
             let status: StatusInfo = destination.query("query-status")?;
             let after = destination.steps()?;
@@ -141,27 +144,35 @@ pub(super) fn heading(
 pub(super) fn json(
     machine: &MachineOptions,
     figures: &Figures,
+    faults: Option<&Faults>,
     arrival: &Arrival,
     verification: &Verification,
 ) -> Value {
     json!({
         "guest": if machine.guest == Kind::Process { "process" } else { "kvm" },
         "migration": figures,
+        "faults": faults,
         "guest-steps": {"before": arrival.before, "after": arrival.after},
         "verification": verification,
     })
 }
 
 /// Everything, for people.
-pub(super) fn text(figures: &Figures, arrival: &Arrival, verification: &Verification) -> String {
+pub(super) fn text(
+    figures: &Figures,
+    faults: Option<&Faults>,
+    arrival: &Arrival,
+    verification: &Verification,
+) -> String {
     let mut out = String::new();
-    write_text(&mut out, figures, arrival, verification).expect("a String takes every text");
+    write_text(&mut out, figures, faults, arrival, verification).expect("a String takes every text");
     out
 }
 
 fn write_text(
     out: &mut String,
     figures: &Figures,
+    faults: Option<&Faults>,
     arrival: &Arrival,
     verification: &Verification,
 ) -> std::fmt::Result {
@@ -204,6 +215,9 @@ fn write_text(
             time(*load),
             time(*resume)
         )?;
+    }
+    if let Some(faults) = faults {
+        out.push_str(&faults.text());
     }
     let steps = |steps: &[u64]| steps.iter().sum::<u64>();
     writeln!(
@@ -260,7 +274,7 @@ fn write_verdict(out: &mut String, verification: &Verification) -> std::fmt::Res
     verification.faults.iter().try_for_each(|fault| writeln!(out, "               {fault}"))
 }
 
-fn time(microseconds: u64) -> String {
+pub(super) fn time(microseconds: u64) -> String {
     match microseconds {
         0..1_000 => format!("{microseconds} us"),
         1_000..1_000_000 => format!("{:.2} ms", microseconds as f64 / 1e3),

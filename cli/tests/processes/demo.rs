@@ -103,6 +103,29 @@ fn options_of_the_migration_are_obeyed() {
 }
 
 #[test]
+fn a_guest_moves_before_its_memory_where_that_was_asked_for() {
+    for kind in kinds("demo in postcopy") {
+        let guest = format!("--guest={kind}");
+        // Precopy is slow, and its rest does not fit: neither can be over before the switch.
+        let slow = ["--max-bandwidth=50M", "--downtime-limit=1"];
+        let hot = [guest.as_str(), "--dirty-rate=max", "--working-set=32M"];
+        for options in
+            [&["--postcopy"] as &[&str], &["--postcopy=now"], &["--postcopy", "--no-preempt", "--unix"]]
+        {
+            let report = report(&[&hot[..], &slow, options].concat());
+            assert_eq!(report["verification"]["clean"], true, "{report}");
+            let faults = &report["faults"];
+            let pages = number(&faults["pages-by-fault"]) + number(&faults["pages-by-push"]);
+            assert!(pages > 0, "{report}");
+            assert_eq!(faults["vcpu-blocktime-us"].as_array().map(Vec::len), Some(2), "{report}");
+            assert!(report["migration"]["postcopy"]["bytes"].as_u64() > Some(0), "{report}");
+        }
+    }
+    let ended = demo(&["--no-preempt"]).wait();
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+}
+
+#[test]
 fn pages_take_several_connections_where_that_was_asked_for() {
     let Some(kind) = kinds("demo over several connections").pop() else { return };
     let guest = format!("--guest={kind}");
