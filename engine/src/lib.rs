@@ -37,6 +37,7 @@ pub use error::{
 };
 pub use incoming::{
     Incoming, IncomingChannels, IncomingConfig, IncomingPostcopy, IncomingReport, IncomingStatistics,
+    LastWord, LastWordListener,
 };
 pub use limosa_compress::ChoiceReport;
 pub use limosa_multifd::{ChannelStatistics, Codec};

@@ -6,7 +6,7 @@ use super::postcopy::{Finished, Postcopy, Said};
 use crate::error::LoadFault;
 use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::ByteCount;
-use limosa_protocol::{DestinationAction, DestinationEvent, MigrationStatus};
+use limosa_protocol::{DestinationAction, DestinationEvent, GuestFate, MigrationStatus};
 use limosa_transport::{LinkReader, LinkWriter};
 use limosa_wire::{Command, StreamDecoder};
 use std::sync::Arc;
@@ -159,7 +159,8 @@ impl Running {
     pub(super) fn take_links(&mut self) -> (Option<LinkReader>, Option<LinkWriter>) {
         match self.postcopy.take() {
             Some(postcopy) => {
-                let Finished { statistics, main, answers } = postcopy.finish();
+                let lost = self.machine.outcome().is_some_and(|outcome| outcome.fate == GuestFate::Lost);
+                let Finished { statistics, main, answers } = postcopy.finish(lost);
                 // In this order: whoever asks meanwhile finds the figures in one of the two.
                 self.loader.shared.view.lock().statistics.postcopy = Some(statistics);
                 *self.loader.shared.faults.lock() = None;

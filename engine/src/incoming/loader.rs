@@ -1,6 +1,7 @@
 //! The shell around the destination machine: it reads the stream in order and does what the machine says.
 
 use super::connections::{Company, Connections, Origin};
+use super::last_word::LastWord;
 use super::main_reader::Feed;
 use super::postcopy::{Inbox, Postcopy};
 use super::{DRAIN_TIME, IncomingChannels, IncomingConfig, IncomingReport, Shared};
@@ -160,7 +161,8 @@ impl Loader {
             view.statistics.error = error;
         }
         self.observer.status(outcome.status());
-        (IncomingReport { outcome, statistics: self.shared.statistics() }, self.savevm)
+        let last_word = machine.last_word().map(LastWord);
+        (IncomingReport { outcome, statistics: self.shared.statistics(), last_word }, self.savevm)
     }
 }
 
@@ -470,7 +472,7 @@ fn check_configuration(ours: &Configuration, theirs: &Configuration) -> Result<(
 }
 
 /// Ends our direction, then reads what the source still sends until it ends its own.
-fn close(reader: Option<LinkReader>, writer: Option<LinkWriter>, answered: bool) {
+pub(super) fn close(reader: Option<LinkReader>, writer: Option<LinkWriter>, answered: bool) {
     let Some(mut reader) = reader else { return };
     let finished = writer.map_or(Ok(()), |mut writer| writer.finish());
     if !answered || finished.is_err() || reader.set_deadline(Some(DRAIN_TIME)).is_err() {

@@ -1,11 +1,13 @@
 //! The destination's side: a thread that reads the stream and drives the [`limosa_protocol::Destination`] machine.
 
 mod connections;
+mod last_word;
 mod listening;
 mod loader;
 mod main_reader;
 mod postcopy;
 
+pub use last_word::{LastWord, LastWordListener};
 pub use postcopy::IncomingPostcopy;
 
 use crate::error::{NotNow, NotStarted, RecoverError, StartError};
@@ -108,6 +110,8 @@ pub struct IncomingReport {
     pub outcome: DestinationOutcome,
     /// The figures at the end; `error` says why it failed.
     pub statistics: IncomingStatistics,
+    /// For a source whose connection was lost just before the end; `None` if it would not understand.
+    pub last_word: Option<LastWord>,
 }
 
 /// What the loader shows to other threads.
@@ -224,6 +228,9 @@ impl Incoming {
     }
 
     /// Gives up a paused postcopy: the guest lacks memory that nobody will bring, and is lost.
+    ///
+    /// It is not stopped, because nothing can stop a thread that waits for a page: it goes on until it touches memory that
+    /// never came, and then waits as long as the process lives. Never reuse its machine, and do not wait for its vCPUs.
     ///
     /// # Errors
     /// [`NotNow::NotPaused`].

@@ -267,7 +267,10 @@ impl Postcopy {
     }
 
     /// Ends everything, behind what was ordered to be said; the connection comes back, to be closed with manners.
-    pub(super) fn finish(mut self) -> Finished {
+    ///
+    /// The memory of a guest that runs here and is `lost` is watched for the rest of the process's life: whoever touches
+    /// a page that never came waits, and does not read zeros.
+    pub(super) fn finish(mut self, lost: bool) -> Finished {
         self.stop_accepting();
         let answers = self.faults.stop().ok().flatten();
         let mut main = None;
@@ -286,6 +289,8 @@ impl Postcopy {
         if self.ram.missing() == PageCount(0) {
             // Unwatched by being dropped otherwise.
             let _ = self.ram.sink().end();
+        } else if lost {
+            std::mem::forget(Arc::clone(self.ram.sink()));
         }
         if let Some(mapper) = self.mapper {
             let _ = mapper.join();

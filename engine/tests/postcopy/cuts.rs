@@ -32,12 +32,22 @@ struct Ended {
     pauses: u32,
 }
 
+/// How a source in doubt hears where its guest is, once the destination has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// It asks.
+    Ask,
+    /// An operator looks there, and says so.
+    BeTold,
+}
+
 /// A migration over a relay, ended as an operator would who looks at both sides.
 fn migrate(
     source: &mut Guest,
     destination: &mut Guest,
     medium: Medium,
     cut: Option<Cut>,
+    doubt: Doubt,
 ) -> (Ended, Traffic) {
     let (here, there, relay) = relay(medium, cut);
     let config_there =
@@ -53,6 +63,9 @@ fn migrate(
         let (status_here, status_there) = (figures.0.status, figures.1.status);
         match (status_here.as_str(), status_there.as_str()) {
             _ if outgoing.has_ended() && incoming.has_ended() => break,
+            ("postcopy-paused", "completed" | "failed") if doubt == Doubt::Ask && incoming.has_ended() => {
+                break;
+            }
             ("postcopy-paused", "postcopy-paused") => {
                 let anywhere: Address = "tcp:127.0.0.1:0".parse().unwrap();
                 let address = incoming.recover_postcopy(&anywhere).unwrap();
@@ -70,10 +83,17 @@ fn migrate(
         }
     }
     let pauses = outgoing.statistics().pauses;
-    let (outgoing, savevm) = outgoing.wait();
-    source.give_back(savevm);
     let (incoming, savevm) = incoming.wait();
     destination.give_back(savevm);
+    let listener = (!outgoing.has_ended()).then(|| {
+        let word = incoming.last_word.as_ref().expect("it was asked for in the greeting");
+        let listener = word.tell_at(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        outgoing.resume_postcopy(listener.address().clone()).unwrap();
+        listener
+    });
+    let (outgoing, savevm) = outgoing.wait();
+    source.give_back(savevm);
+    drop(listener);
     (Ended { outgoing, incoming, pauses }, relay.join().unwrap())
 }
 
@@ -98,7 +118,7 @@ fn assert_one_guest(source: &Guest, destination: &Guest, memory: &[u8], ended: &
 fn a_guest_is_whole_on_one_side_wherever_its_postcopy_is_cut() {
     let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
     let memory = source.memory();
-    let (ended, traffic) = migrate(&mut source, &mut destination, Medium::Unix, None);
+    let (ended, traffic) = migrate(&mut source, &mut destination, Medium::Unix, None, Doubt::BeTold);
     assert_one_guest(&source, &destination, &memory, &ended, "undisturbed");
     assert_eq!(ended.outgoing.guest(), GuestFate::OnDestination);
     assert_eq!(ended.pauses, 0);
@@ -112,7 +132,8 @@ fn a_guest_is_whole_on_one_side_wherever_its_postcopy_is_cut() {
         let end = if number % 2 == 0 { End::Close } else { End::Reset };
         let medium = if end == End::Reset { Medium::Tcp } else { Medium::Unix };
         let cut = Cut { way, after, end };
-        let (ended, _) = migrate(&mut source, &mut destination, medium, Some(cut));
+        let doubt = if number / 2 % 2 == 0 { Doubt::Ask } else { Doubt::BeTold };
+        let (ended, _) = migrate(&mut source, &mut destination, medium, Some(cut), doubt);
         let what = format!("{cut:?}: {:?} / {:?}", ended.outgoing, ended.incoming);
         assert_one_guest(&source, &destination, &memory, &ended, &what);
         match ended.outgoing.guest() {
@@ -121,4 +142,19 @@ fn a_guest_is_whole_on_one_side_wherever_its_postcopy_is_cut() {
         }
     }
     assert!(recovered > 10 && stayed > 10, "{recovered} recovered, {stayed} stayed");
+}
+
+#[test]
+fn a_source_that_lost_the_last_word_hears_it_when_it_asks() {
+    let (mut source, mut destination) = (Guest::tiny(), Guest::tiny_incoming());
+    let memory = source.memory();
+    let (_, traffic) = migrate(&mut source, &mut destination, Medium::Unix, None, Doubt::BeTold);
+    source.put_into(RunState::Running);
+    destination.put_into(RunState::InMigrate);
+    // SHUT is the last that comes back; its last byte does not.
+    let cut = Cut { way: Way::Back, after: traffic.back.len() - 1, end: End::Close };
+    let (ended, _) = migrate(&mut source, &mut destination, Medium::Unix, Some(cut), Doubt::Ask);
+    let what = format!("{:?} / {:?}", ended.outgoing, ended.incoming);
+    assert_one_guest(&source, &destination, &memory, &ended, &what);
+    assert!(ended.outgoing.is_completed() && ended.pauses == 1, "{what}");
 }

@@ -1,9 +1,13 @@
 //! The connection of a postcopy is lost, and another takes its place.
 
+use super::guest::memory::read_word;
 use super::guest::{Guest, assert_completed};
 use super::{Migration, Setting, assert_same_but_for_writes, start};
 use limosa_engine::{GuestFate, NotNow, OperatorWord, RecoverError};
+use limosa_pages::{BlockId, PAGE_BYTES};
 use limosa_transport::{Address, Listener};
+use nix::unistd::{Pid, gettid};
+use std::sync::mpsc::channel;
 
 /// Pages that the guest writes: few, so that it does not fetch its memory itself before a test has paused it.
 const HOT: u64 = 40;
@@ -101,16 +105,36 @@ fn a_recovery_that_fails_leaves_postcopy_paused() {
     assert_completed(&outgoing, &incoming);
 }
 
+/// What a thread waits for in the kernel, and whether it runs: `None` if it has ended.
+fn waits_for(thread: Pid) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/self/task/{thread}/wchan")).ok()
+}
+
 #[test]
-fn a_guest_whose_source_is_given_up_keeps_what_it_has() {
-    let (mut source, mut destination) = (Guest::running(10), Guest::incoming(10));
+fn memory_that_never_came_is_waited_for_after_the_guest_is_given_up() {
+    let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
     let migration = in_postcopy(&mut source, &mut destination, false);
     assert_eq!(migration.outgoing.end_postcopy(OperatorWord::GiveUp), Err(NotNow::NotPaused));
     migration.outgoing.pause_postcopy().unwrap();
     migration.wait_both("postcopy-paused");
+    let ram = destination.ram.clone();
+    let (tell, told) = channel();
+    let reader = std::thread::spawn(move || {
+        tell.send(gettid()).unwrap();
+        (0..1500).rev().map(|page| read_word(&ram, BlockId(0), page * PAGE_BYTES as u64)).sum::<u64>()
+    });
+    let thread = told.recv().unwrap();
+    while waits_for(thread).is_none_or(|what| what != "handle_userfault") {
+        assert!(!reader.is_finished(), "a page is missing");
+        std::thread::yield_now();
+    }
     migration.outgoing.end_postcopy(OperatorWord::GiveUp).unwrap();
     migration.incoming.give_up_postcopy().unwrap();
     let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
     assert_eq!(outgoing.guest(), GuestFate::Paused);
     assert_eq!(incoming.outcome.fate, GuestFate::Lost);
+    assert_eq!(waits_for(thread).as_deref(), Some("handle_userfault"));
+    assert!(!reader.is_finished());
+    // Its writer may wait for a page for ever too, and is not to be waited for.
+    std::mem::forget(destination);
 }
