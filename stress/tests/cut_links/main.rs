@@ -108,6 +108,8 @@ struct Plan {
 enum Cut {
     FromStart(u64),
     FromSwitch(u64),
+    /// From when the guest is seen to run there.
+    FromRun(u64),
 }
 
 /// What all migrations together met, to prove that they were disturbed.
@@ -133,11 +135,12 @@ impl Plan {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let cuts = (0..1 + rng.below(CUTS_MAX))
-            .map(|_| match rng.below(4) {
+            .map(|_| match rng.below(6) {
                 0 => Cut::FromStart(rng.below(MEMORY.0)),
                 1 => Cut::FromSwitch(rng.below(NEAR)),
-                2 => Cut::FromSwitch(rng.below(MEMORY.0 / 16)),
-                _ => Cut::FromSwitch(rng.below(MEMORY.0)),
+                2 => Cut::FromSwitch(rng.below(MEMORY.0 / 4)),
+                3 => Cut::FromRun(rng.below(NEAR)),
+                _ => Cut::FromRun(rng.below(MEMORY.0 / 16)),
             })
             .collect();
         Self {
@@ -191,7 +194,7 @@ impl Plan {
     }
 
     fn next_cut(&mut self) -> Option<u64> {
-        self.cuts.pop().map(|(Cut::FromStart(bytes) | Cut::FromSwitch(bytes))| bytes)
+        self.cuts.pop().map(|(Cut::FromStart(bytes) | Cut::FromSwitch(bytes) | Cut::FromRun(bytes))| bytes)
     }
 }
 
@@ -226,6 +229,7 @@ impl<'a> Attempt<'a> {
                     self.say(OperatorWord::NeverRan);
                 }
                 _ if !self.switched && self.proxy.passed() >= self.plan.switch_after => self.switch(),
+                (_, MigrationStatus::PostcopyActive) if self.proxy.is_whole() => self.run(),
                 _ => std::thread::yield_now(),
             }
             let states = (source.machine().run_state(), destination.machine().run_state());
@@ -248,6 +252,16 @@ impl<'a> Attempt<'a> {
         {
             self.plan.cuts.pop();
             self.proxy.cut_after(bytes);
+        }
+    }
+
+    /// The guest runs there.
+    fn run(&mut self) {
+        if let Some(Cut::FromRun(bytes)) = self.plan.cuts.last().copied() {
+            self.plan.cuts.pop();
+            self.proxy.cut_after(bytes);
+        } else {
+            std::thread::yield_now();
         }
     }
 

@@ -47,6 +47,11 @@ impl Proxy {
         self.wires.lock().passed
     }
 
+    /// Whether it is not to be cut, as far as is known.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.wires.lock().left.is_none()
+    }
+
     /// Cuts after so many bytes more.
     pub(crate) fn cut_after(&self, bytes: u64) {
         let mut wires = self.wires.lock();
