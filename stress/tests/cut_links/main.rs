@@ -8,6 +8,7 @@
 mod places;
 mod proxy;
 
+use limosa::pages::ByteCount;
 use limosa::transport::Address;
 use limosa::{
     Capabilities, ChannelSync, Compression, GuestFate, Incoming, IncomingChannels, IncomingConfig,
@@ -32,6 +33,9 @@ const CUTS_MAX: u64 = 3;
 
 /// Around the switch: the package of this guest, and the answers to it, are smaller.
 const NEAR: u64 = 16 << 10;
+
+/// How much of its memory follows the guest in a second: it takes a moment, in which links can be cut.
+const FOLLOWS: ByteCount = ByteCount(64 << 20);
 
 #[test]
 fn a_kvm_guest_is_on_one_side_and_whole_wherever_its_links_are_cut() {
@@ -103,13 +107,13 @@ struct Plan {
     cuts: Vec<Cut>,
 }
 
-/// Where links are cut, in bytes of both directions.
+/// From when on so many bytes of both directions pass before the links are cut.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
-    FromStart(u64),
-    FromSwitch(u64),
-    /// From when the guest is seen to run there.
-    FromRun(u64),
+    Start(u64),
+    Switch(u64),
+    /// The guest is seen to run there.
+    Run(u64),
 }
 
 /// What all migrations together met, to prove that they were disturbed.
@@ -136,11 +140,11 @@ impl Plan {
         let mut rng = Rng::new(seed);
         let cuts = (0..1 + rng.below(CUTS_MAX))
             .map(|_| match rng.below(6) {
-                0 => Cut::FromStart(rng.below(MEMORY.0)),
-                1 => Cut::FromSwitch(rng.below(NEAR)),
-                2 => Cut::FromSwitch(rng.below(MEMORY.0 / 4)),
-                3 => Cut::FromRun(rng.below(NEAR)),
-                _ => Cut::FromRun(rng.below(MEMORY.0 / 16)),
+                0 => Cut::Start(rng.below(MEMORY.0)),
+                1 => Cut::Switch(rng.below(NEAR)),
+                2 => Cut::Switch(rng.below(MEMORY.0 / 4)),
+                3 => Cut::Run(rng.below(NEAR)),
+                _ => Cut::Run(rng.below(MEMORY.0 / 16)),
             })
             .collect();
         Self {
@@ -163,6 +167,7 @@ impl Plan {
             // A busy guest never gets there without the switch.
             parameters: Parameters {
                 downtime_limit: Duration::ZERO,
+                max_postcopy_bandwidth: Some(FOLLOWS),
                 multifd_channels: self.channels.max(1),
                 ..Parameters::default()
             },
@@ -184,7 +189,7 @@ impl Plan {
     /// After how many bytes of a new connection it is cut, if that is known already.
     fn cut_from_start(&mut self) -> Option<u64> {
         match self.cuts.last() {
-            Some(Cut::FromStart(bytes)) => {
+            Some(Cut::Start(bytes)) => {
                 let bytes = *bytes;
                 self.cuts.pop();
                 Some(bytes)
@@ -194,7 +199,7 @@ impl Plan {
     }
 
     fn next_cut(&mut self) -> Option<u64> {
-        self.cuts.pop().map(|(Cut::FromStart(bytes) | Cut::FromSwitch(bytes) | Cut::FromRun(bytes))| bytes)
+        self.cuts.pop().map(|(Cut::Start(bytes) | Cut::Switch(bytes) | Cut::Run(bytes))| bytes)
     }
 }
 
@@ -248,7 +253,7 @@ impl<'a> Attempt<'a> {
         self.switched = true;
         // One that has failed meanwhile has been cut before.
         if self.outgoing.start_postcopy().is_ok()
-            && let Some(Cut::FromSwitch(bytes)) = self.plan.cuts.last().copied()
+            && let Some(Cut::Switch(bytes)) = self.plan.cuts.last().copied()
         {
             self.plan.cuts.pop();
             self.proxy.cut_after(bytes);
@@ -257,7 +262,7 @@ impl<'a> Attempt<'a> {
 
     /// The guest runs there.
     fn run(&mut self) {
-        if let Some(Cut::FromRun(bytes)) = self.plan.cuts.last().copied() {
+        if let Some(Cut::Run(bytes)) = self.plan.cuts.last().copied() {
             self.plan.cuts.pop();
             self.proxy.cut_after(bytes);
         } else {
