@@ -112,9 +112,10 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, VmmCommandError> {
     host.set_autostart(!options.paused);
     set_migration(&host, &options)?;
     let path = PathBuf::from(options.qmp.strip_prefix("unix:").unwrap_or(&options.qmp));
+    // Before the monitor: its first client may ask at once where the guest is awaited.
+    let begun = begin(&host, incoming, options.paused)?;
     let server =
         host.listen(&path).map_err(|source| VmmCommandError::Monitor { path: path.clone(), source })?;
-    let begun = begin(&host, incoming, options.paused)?;
     if options.quit_with_stdin {
         quit_with_stdin(&host);
     } else {

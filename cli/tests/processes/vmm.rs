@@ -232,6 +232,9 @@ fn what_cannot_be_is_refused_with_a_reason() {
     }
     let nowhere = format!("--qmp={}", at("no/monitor"));
     Limosa::start(["vmm", "--memory=16M", &nowhere]).wait().assert_failed("no/monitor");
+    // Who reaches the monitor can ask at once where the guest is awaited: that comes first.
+    let neither = ["vmm", "--memory=16M", &nowhere, &format!("--incoming=unix:{}", at("no/stream"))];
+    Limosa::start(neither).wait().assert_failed("no/stream");
     let both = ["vmm", &qmp, "--incoming=defer", "--boot-sector=x"];
     assert_eq!(Limosa::start(both).wait().status.code(), Some(2));
 }
