@@ -185,6 +185,9 @@ pub enum LoadFault {
     /// The host's operator gave up.
     #[error("cancelled")]
     Cancelled,
+    /// A connection that was lost, or silent for too long, before its first four bytes were here.
+    #[error("a connection came that did not say what it is for")]
+    Unintroduced(#[source] Box<TransportError>),
     /// A connection that is neither the stream nor one of its channels.
     #[error("a connection begins with {got:02x?}, which is neither a migration stream nor a channel of one")]
     Stranger {

@@ -8,6 +8,9 @@ use limosa_engine::{
     Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState, ZeroPageDetection,
 };
 use limosa_transport::Address;
+use socket2::SockRef;
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,6 +186,21 @@ fn sides_that_disagree_both_name_both_values_and_the_guest_stays() {
             assert!(error.contains(words), "{error:?} does not say {words:?}");
         }
     }
+}
+
+#[test]
+fn a_connection_that_is_lost_before_its_first_word_is_called_neither_stream_nor_channel() {
+    let mut destination = Guest::tiny_incoming();
+    let (incoming, address) = start(&mut destination, incoming_config(PLAIN));
+    let stranger = TcpStream::connect(address.to_string().strip_prefix("tcp:").unwrap()).unwrap();
+    (&stranger).write_all(b"QE").unwrap();
+    SockRef::from(&stranger).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stranger);
+    let (report, savevm) = incoming.wait();
+    destination.give_back(savevm);
+    let error = report.statistics.error.unwrap();
+    assert!(error.contains("a connection came that did not say what it is for"), "{error}");
+    assert!(error.contains("unidentified channel: receive") && !error.contains("main"), "{error}");
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub enum Role {
     Multifd(u8),
     /// Pages that a running guest waits for.
     Preempt,
+    /// One that has not said yet what it is for.
+    Unidentified,
 }
 
 /// Something went wrong with a link: with which one, doing what, and how.
@@ -181,6 +183,7 @@ impl fmt::Display for Role {
             Self::Main => f.write_str("main"),
             Self::Multifd(number) => write!(f, "multifd {number}"),
             Self::Preempt => f.write_str("preempt"),
+            Self::Unidentified => f.write_str("unidentified"),
         }
     }
 }

@@ -136,18 +136,18 @@ impl Company {
 
 /// Whether a new connection is a multifd channel. If not, it is a main stream.
 fn is_channel(link: &mut Link, introduction: Duration) -> Result<bool, LoadFault> {
+    link.set_role(Role::Unidentified);
     link.set_deadline(Some(introduction))?;
-    let first = link.peek(size_of::<u32>())?.to_vec();
+    let first =
+        link.peek(size_of::<u32>()).map_err(|error| LoadFault::Unintroduced(Box::new(error)))?.to_vec();
     let magic = <[u8; 4]>::try_from(first.as_slice()).map(u32::from_be_bytes);
     let is_channel = match magic {
         Ok(STREAM_MAGIC) => false,
         Ok(MULTIFD_MAGIC) => true,
         _ => return Err(LoadFault::Stranger { got: first }),
     };
-    if is_channel {
-        // Its number comes with its first packet.
-        link.set_role(Role::Multifd(0));
-    }
+    // The number of a channel comes with its first packet.
+    link.set_role(if is_channel { Role::Multifd(0) } else { Role::Main });
     link.set_deadline(None)?;
     Ok(is_channel)
 }

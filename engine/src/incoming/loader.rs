@@ -95,7 +95,7 @@ impl Loader {
                 let event = match &fault {
                     _ if self.shared.is_cancelled() => DestinationEvent::Cancel,
                     LoadFault::Transport(error) => lost(loss_reason(error)),
-                    _ => lost(LossReason::Unreadable),
+                    _ => DestinationEvent::LoadFailed { section: None },
                 };
                 machine.handle(event);
                 self.report(&machine, Some(chain(&fault)), ByteCount(0))
