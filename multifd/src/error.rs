@@ -194,6 +194,13 @@ pub enum ReceiveFailure {
         /// Which one, from 1.
         point: u64,
     },
+    /// The migration is over, and something came behind the channel's last synchronisation point: nothing says that
+    /// it is all of it.
+    #[error("a packet behind synchronisation point {point}, the last one")]
+    BehindLastSync {
+        /// The last one, from 1.
+        point: u64,
+    },
     /// There is no thread for it.
     #[error("no thread for the channel")]
     Thread(#[source] io::Error),

@@ -146,15 +146,18 @@ impl ReceiveChannels {
     }
 
     /// Ends the channels of a migration that the main channel has said is complete, whether the source has ended
-    /// them or not.
+    /// them or not. What has come and was not read is looked at first: there must be nothing. What is still on
+    /// its way on the network is not waited for: a source may keep its channels open until it hears of the end.
     ///
     /// # Errors
-    /// If a channel has failed before, or stands at a synchronisation point that the main channel did not name.
+    /// If a channel has failed, or something is on it behind the last point that the main channel named: another
+    /// point, or pages.
     pub fn close(mut self) -> Result<Vec<ChannelStatistics>, ReceiveError> {
-        let outcome = self.barrier.close();
-        self.shutdown.shutdown();
+        self.barrier.closing();
+        self.shutdown.end_receiving();
         self.join();
-        outcome.map(|()| self.statistics())
+        self.barrier.closed()?;
+        Ok(self.statistics())
     }
 
     /// What each channel has done so far, in the order of the links.

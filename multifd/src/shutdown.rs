@@ -18,4 +18,9 @@ impl ChannelsShutdown {
     pub fn shutdown(&self) {
         self.links.iter().for_each(ShutdownHandle::shutdown);
     }
+
+    /// Ends the channels behind what has come on them.
+    pub(crate) fn end_receiving(&self) {
+        self.links.iter().for_each(ShutdownHandle::end_receiving);
+    }
 }

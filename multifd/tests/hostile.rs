@@ -246,6 +246,47 @@ fn a_synchronisation_point_that_the_main_channel_never_names_is_told_at_the_end(
 }
 
 #[test]
+fn what_is_still_unread_at_the_end_is_looked_at() {
+    let pages = pages_packet(&[PAGE], &[], Compression::None, &noise(1));
+    let doubled = [sync_packet(), pages, sync_packet()].concat();
+    for _ in 0..50 {
+        let mut receiver = opened(ReceiveConfig::default());
+        // Nobody waits until the channel has read it.
+        receiver.peers[0].write_all(&doubled).expect("taken by the kernel");
+        let error = receiver.channels.close().expect_err("pages were not read");
+        assert_failure!(error, ReceiveFailure::UnnamedSync { point: 2 });
+    }
+}
+
+#[test]
+fn pages_behind_the_last_synchronisation_point_are_told_at_the_end() {
+    let pages = pages_packet(&[], &[PAGE], Compression::None, &[]);
+    for read_before in [false, true] {
+        for bytes in [pages.len(), 7] {
+            let mut receiver = opened(ReceiveConfig::default());
+            receiver.peers[0].write_all(&pages[..bytes]).expect("taken by the kernel");
+            if read_before && bytes == pages.len() {
+                receiver.wait_for_packets(0, 2);
+            }
+            let error = receiver.channels.close().expect_err("no point proves them");
+            assert_eq!(error.connection.channel, Some(0));
+            assert_failure!(error, ReceiveFailure::BehindLastSync { point: 1 } | ReceiveFailure::Link(_));
+        }
+    }
+}
+
+#[test]
+fn a_channel_that_its_source_keeps_open_ends_with_the_migration() {
+    for closed in [false, true] {
+        let mut receiver = opened(ReceiveConfig::default());
+        if closed {
+            receiver.peers.clear();
+        }
+        receiver.channels.close().expect("everything was read");
+    }
+}
+
+#[test]
 fn a_failure_ends_the_links_of_its_channel_and_of_whoever_must_know() {
     let (main, mut main_peer) = Link::pair().expect("a pair");
     let on_failure = Some(main.shutdown_handle());
@@ -417,6 +458,7 @@ proptest! {
         receiver.peers.clear();
         let passed = (0..2).filter(|_| receiver.channels.wait_sync().is_ok()).count();
         let closed = receiver.channels.close();
-        prop_assert_eq!(passed == 2, closed.is_ok());
+        // A flipped bit may also make one point more than the main channel names.
+        prop_assert!(passed == 2 || closed.is_err());
     }
 }

@@ -138,6 +138,12 @@ impl Descriptor {
         let _ = SockRef::from(&self.fd).shutdown(Shutdown::Both);
     }
 
+    /// Ends the receiving direction of a socket behind what has come. Linux lets that be read.
+    pub(crate) fn end_receiving(&self) {
+        // Fails only if the connection is gone already, and that is the end, too.
+        let _ = SockRef::from(&self.fd).shutdown(Shutdown::Read);
+    }
+
     /// Tells the peer of a socket that nothing more will come.
     pub(crate) fn end_sending(&self) -> io::Result<()> {
         SockRef::from(&self.fd).shutdown(Shutdown::Write)

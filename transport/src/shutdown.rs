@@ -39,6 +39,15 @@ impl ShutdownHandle {
         }
         self.stop.ring();
     }
+
+    /// Ends only what comes in: the reader still gets the bytes that are here already, and then the end of the
+    /// stream, without waiting. The peer does not hear of it. A link that is no socket is shut down.
+    pub fn end_receiving(&self) {
+        match self.socket.upgrade() {
+            Some(socket) => socket.end_receiving(),
+            None => self.shutdown(),
+        }
+    }
 }
 
 impl Stop {

@@ -26,7 +26,17 @@ struct State {
     /// Synchronisation points that the main channel has passed.
     passed: u64,
     failure: Option<ReceiveError>,
-    closed: bool,
+    end: End,
+}
+
+/// Whether the migration is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    NotYet,
+    /// It is complete; what is left on the channels is being looked at.
+    Closing,
+    /// It is given up: what happens to channels is no failure.
+    Abandoned,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,15 +44,17 @@ struct ChannelState {
     number: Option<u8>,
     /// Synchronisation points that it has come to.
     points: u64,
-    /// It ended between two packets.
-    ended: bool,
+    /// It ended between two packets, behind this many other channels.
+    ended: Option<usize>,
+    /// The last of them was none of a synchronisation point.
+    behind_sync: bool,
 }
 
 impl Barrier {
     pub(super) fn new(counters: AllCounters, patience: Duration, on_failure: Option<ShutdownHandle>) -> Self {
         let channels = vec![ChannelState::default(); counters.len()];
         Self {
-            state: Mutex::new(State { channels, passed: 0, failure: None, closed: false }),
+            state: Mutex::new(State { channels, passed: 0, failure: None, end: End::NotYet }),
             counters,
             patience,
             on_failure,
@@ -79,10 +91,16 @@ impl Barrier {
     pub(super) fn wait_release(&self, accepted: usize) -> bool {
         let mut state = self.state.lock();
         let point = state.channels[accepted].points;
-        while state.passed < point && state.failure.is_none() && !state.closed {
+        while state.passed < point && state.failure.is_none() && state.end == End::NotYet {
             self.released.wait(&mut state);
         }
-        state.failure.is_none() && !state.closed
+        // At the end a point that was named is still behind us, and there may be bytes behind it.
+        state.failure.is_none()
+            && match state.end {
+                End::NotYet => true,
+                End::Closing => state.passed >= point,
+                End::Abandoned => false,
+            }
     }
 
     /// The main channel has come to its next synchronisation point: waits for every channel and releases them.
@@ -99,8 +117,11 @@ impl Barrier {
                 self.released.notify_all();
                 return Ok(());
             };
-            let gone = |channel: &ChannelState| channel.ended && channel.points < point;
-            if let Some(accepted) = state.channels.iter().position(gone) {
+            // The others may have ended because the source has noticed the first.
+            let gone = |channel: &ChannelState| channel.ended.filter(|_| channel.points < point);
+            let order = state.channels.iter().enumerate();
+            let first = order.filter_map(|(accepted, channel)| Some((gone(channel)?, accepted))).min();
+            if let Some((_, accepted)) = first {
                 let ended = ReceiveFailure::EndedBeforeSync { point };
                 return Err(self.fail_locked(&mut state, accepted, self.packets(accepted), ended));
             }
@@ -118,21 +139,25 @@ impl Barrier {
     ///
     /// Whether that is too early is not known yet: a source that nobody answers ends its channels with its last
     /// word on the main channel, which may be read later. It was too early if the main channel waits for this one
-    /// again.
-    pub(super) fn end(&self, accepted: usize) {
-        self.state.lock().channels[accepted].ended = true;
+    /// again. `behind_sync`: pages came behind its last point.
+    pub(super) fn end(&self, accepted: usize, behind_sync: bool) {
+        let mut state = self.state.lock();
+        let others = state.channels.iter().filter(|channel| channel.ended.is_some()).count();
+        let channel = &mut state.channels[accepted];
+        (channel.ended, channel.behind_sync) = (Some(others), behind_sync);
         self.arrived.notify_one();
     }
 
-    /// A channel has failed, after `packet` whole packets. The first failure counts, unless the migration is over.
+    /// A channel has failed, after `packet` whole packets. The first failure counts, unless the migration is given
+    /// up.
     pub(super) fn fail(&self, accepted: usize, packet: u64, failure: ReceiveFailure) {
         let mut state = self.state.lock();
-        if state.closed {
+        if state.end == End::Abandoned {
             return;
         }
         self.fail_locked(&mut state, accepted, packet, failure);
-        // Other failures are found by the owner's own calls.
-        if let Some(link) = &self.on_failure {
+        // Other failures are found by the owner's own calls, as those are that come while it closes the channels.
+        if let Some(link) = self.on_failure.as_ref().filter(|_| state.end == End::NotYet) {
             link.shutdown();
         }
     }
@@ -141,8 +166,19 @@ impl Barrier {
         self.state.lock().failure.clone()
     }
 
-    /// The migration is over: nobody waits any more, and what happens to channels is no failure.
-    pub(super) fn close(&self) -> Result<(), ReceiveError> {
+    /// The migration is complete: nobody waits any more. A packet that a channel has not read yet is one too many.
+    pub(super) fn closing(&self) {
+        self.state.lock().end = End::Closing;
+        self.released.notify_all();
+    }
+
+    /// Whether the main channel has said that the migration is complete.
+    pub(super) fn is_closing(&self) -> bool {
+        self.state.lock().end == End::Closing
+    }
+
+    /// How it went, when every channel has ended.
+    pub(super) fn closed(&self) -> Result<(), ReceiveError> {
         let mut state = self.state.lock();
         let ahead = |channel: &ChannelState| channel.points > state.passed;
         if let Some(accepted) = state.channels.iter().position(ahead) {
@@ -150,14 +186,16 @@ impl Barrier {
             let unnamed = ReceiveFailure::UnnamedSync { point };
             self.fail_locked(&mut state, accepted, self.packets(accepted), unnamed);
         }
-        state.closed = true;
-        self.released.notify_all();
+        if let Some(accepted) = state.channels.iter().position(|channel| channel.behind_sync) {
+            let behind = ReceiveFailure::BehindLastSync { point: state.channels[accepted].points };
+            self.fail_locked(&mut state, accepted, self.packets(accepted), behind);
+        }
         state.failure.clone().map_or(Ok(()), Err)
     }
 
     /// The migration is given up: nobody waits any more, and nobody asks how the channels are.
     pub(super) fn abandon(&self) {
-        self.state.lock().closed = true;
+        self.state.lock().end = End::Abandoned;
         self.released.notify_all();
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Channel {
     reporter: Reporter,
     /// Synchronisation points so far.
     points: u64,
+    /// There were pages since the last one.
+    behind_sync: bool,
 }
 
 /// Tells how a channel failed: the barrier, and the source, which must not wait for a reader that is gone.
@@ -67,16 +69,19 @@ impl Channel {
             scatter: Scatter::new(),
             runs: Runs::default(),
             points: 0,
+            behind_sync: false,
         }
     }
 
     /// Receives until the link ends, and tells the barrier how that was, even if it was a panic.
     pub(super) fn run(mut self) {
-        let mut guard = Guard { reporter: self.reporter.clone(), outcome: Err(ReceiveFailure::Panicked) };
+        let reporter = self.reporter.clone();
+        let mut guard = Guard { reporter, behind_sync: false, outcome: Err(ReceiveFailure::Panicked) };
         guard.outcome = match self.receive_all() {
             Err(Stop::Failure(failure)) => Err(failure),
             Ok(()) | Err(Stop::Reported) => Ok(()),
         };
+        guard.behind_sync = self.behind_sync;
     }
 
     fn receive_all(&mut self) -> Result<(), Stop> {
@@ -87,7 +92,12 @@ impl Channel {
         self.reporter.barrier.name(self.reporter.accepted, init.channel)?;
         let mut bytes = Box::new([0; PagesHeader::BYTES]);
         while let Some(header) = self.read_header(&mut bytes)? {
+            // Without this a peer that goes on sending would keep the end of the migration waiting.
+            if !header.sync && self.reporter.barrier.is_closing() {
+                return Err(ReceiveFailure::BehindLastSync { point: self.points }.into());
+            }
             self.receive_pages(&header)?;
+            self.behind_sync = !header.sync;
             if header.sync {
                 self.finish_decoding()?;
                 self.points += 1;
@@ -271,13 +281,14 @@ impl From<Reported> for Stop {
 /// Reports how a channel ended, from wherever it does.
 struct Guard {
     reporter: Reporter,
+    behind_sync: bool,
     outcome: Result<(), ReceiveFailure>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.outcome, Ok(())) {
-            Ok(()) => self.reporter.barrier.end(self.reporter.accepted),
+            Ok(()) => self.reporter.barrier.end(self.reporter.accepted, self.behind_sync),
             Err(failure) => self.reporter.fail(self.reporter.counters().packets(), failure),
         }
     }
