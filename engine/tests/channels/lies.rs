@@ -3,7 +3,7 @@
 use super::proxy::{Edit, Mischief};
 use super::{Bench, CODECS, SHORT, assert_migrates_now};
 use limosa_engine::Codec;
-use limosa_wire::multifd::PagesHeader;
+use limosa_wire::multifd::{BlockMethod, PageMap, PagesHeader, PerPacketHead};
 use std::sync::Arc;
 
 /// A change of one packet of channel 0, and what the destination says of it.
@@ -56,6 +56,36 @@ const CODEC_LIES: [Lie; 4] = [
     lie(FIRST_PAGES, |packet| packet[NORMAL + 3] = 0, "bytes that are no packet"),
 ];
 
+/// What a channel of packets that stand for themselves may not say, whatever the codec. The first packet has one page.
+const PACKET_LIES: [Lie; 5] = [
+    lie(FIRST_PAGES, cut_payload, "bytes that are no packet"),
+    lie(FIRST_PAGES, |packet| packet[PagesHeader::BYTES + 5] = 0x7f, "bytes that are no packet"),
+    lie(FIRST_PAGES, |packet| packet[PAYLOAD] = 0x7f, "bytes that are no packet"),
+    // A map of changed lines without the lines, and a second record for one page.
+    lie(FIRST_PAGES, |packet| set_deltas(packet, &[0xff; 8]), "delta records of 8 bytes cannot be read"),
+    lie(FIRST_PAGES, |packet| set_deltas(packet, &[0; 16]), "delta records of 16 bytes cannot be read"),
+];
+
+/// What no LZ4 block of one page is: garbage, five bytes, and a match as long as its lengths can say.
+const LZ4_LIES: [Lie; 3] = [
+    lie(FIRST_PAGES, |packet| set_block(packet, BlockMethod::Lz4, &[0xff; 64]), NO_BLOCK),
+    lie(FIRST_PAGES, |packet| set_block(packet, BlockMethod::Lz4, b"\x50godwi"), NO_BLOCK),
+    lie(FIRST_PAGES, |packet| set_block(packet, BlockMethod::Lz4, &lz4_bomb()), NO_BLOCK),
+];
+
+/// What no zstd frame of one page is: garbage, half a page, and 125 MiB.
+const ZSTD_LIES: [Lie; 3] = [
+    lie(FIRST_PAGES, |packet| set_block(packet, BlockMethod::Zstd, &[0xff; 64]), NO_BLOCK),
+    lie(FIRST_PAGES, |packet| set_block(packet, BlockMethod::Zstd, &zstd_repeating(1, 2048)), NO_BLOCK),
+    lie(
+        FIRST_PAGES,
+        |packet| set_block(packet, BlockMethod::Zstd, &zstd_repeating(1000, 128 << 10)),
+        NO_BLOCK,
+    ),
+];
+
+const NO_BLOCK: &str = "cannot be decompressed";
+
 /// Makes a SYNC packet one that has the first page of the guest.
 fn name_a_zero_page(packet: &mut [u8]) {
     packet[FLAGS + 3] = 0;
@@ -69,6 +99,45 @@ fn cut_payload(packet: &mut Vec<u8>) {
     packet.truncate(packet.len() - 8);
     let payload = (packet.len() - PagesHeader::BYTES) as u32;
     packet[PAYLOAD..PAYLOAD + 4].copy_from_slice(&payload.to_be_bytes());
+}
+
+/// Gives the packet of one page this payload.
+fn set_payload(packet: &mut Vec<u8>, head: PerPacketHead, behind: &[u8]) {
+    packet.truncate(PagesHeader::BYTES);
+    head.encode(1, packet);
+    packet.extend_from_slice(behind);
+    let payload = (packet.len() - PagesHeader::BYTES) as u32;
+    packet[PAYLOAD..PAYLOAD + 4].copy_from_slice(&payload.to_be_bytes());
+}
+
+/// Makes its page one of a compressed block.
+fn set_block(packet: &mut Vec<u8>, method: BlockMethod, block: &[u8]) {
+    let compressed_bytes = block.len() as u32;
+    set_payload(packet, PerPacketHead { method, compressed_bytes, ..PerPacketHead::all_raw(0) }, block);
+}
+
+/// Makes its page a delta.
+fn set_deltas(packet: &mut Vec<u8>, records: &[u8]) {
+    let (delta, delta_bytes) = (PageMap::first(1), records.len() as u32);
+    set_payload(packet, PerPacketHead { delta, delta_bytes, ..PerPacketHead::all_raw(0) }, records);
+}
+
+/// A byte, repeated by one match of almost 1 MB.
+fn lz4_bomb() -> Vec<u8> {
+    [&b"\x1f\0\x01\0"[..], &[0xff; 4000], b"\0\x50godwi"].concat()
+}
+
+/// A frame that repeats one byte, `length` times in each of `blocks` blocks of four bytes.
+fn zstd_repeating(blocks: u32, length: u32) -> Vec<u8> {
+    // A single segment with four bytes of content size.
+    let mut frame = b"\x28\xb5\x2f\xfd\xa0".to_vec();
+    frame.extend_from_slice(&(blocks * length).to_le_bytes());
+    for block in 1..=blocks {
+        let head = length << 3 | 1 << 1 | u32::from(block == blocks);
+        frame.extend_from_slice(&head.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
 }
 
 impl Lie {
@@ -113,6 +182,16 @@ fn a_payload_that_is_none_is_refused_and_the_guest_stays() {
     for codec in [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }] {
         let mut bench = Bench::new(1, codec);
         CODEC_LIES.iter().for_each(|lie| lie.assert_refused(&mut bench));
+        assert_migrates_now(bench);
+    }
+}
+
+#[test]
+fn a_packet_for_itself_that_is_none_is_refused_and_the_guest_stays() {
+    let (lz4, zstd) = (Codec::Lz4, Codec::ZstdPacket { level: 1 });
+    for (codec, lies) in [(lz4, &LZ4_LIES), (zstd, &ZSTD_LIES)] {
+        let mut bench = Bench::new(1, codec);
+        PACKET_LIES.iter().chain(lies).for_each(|lie| lie.assert_refused(&mut bench));
         assert_migrates_now(bench);
     }
 }
