@@ -15,6 +15,7 @@ const PACKAGE: u32 = 3;
 const SETUP: u32 = 0x4c00_0001;
 const SWITCHOVER: u32 = 0x4c00_0002;
 const POSTCOPY_END: u32 = 0x4c00_0003;
+const DISCARDS: u32 = 0x4c00_0004;
 const ROUND_BASE: u32 = 0x5000_0000;
 
 /// What a PING asks. Zero is nobody's value (I9), so a defaulted answer satisfies no wait.
@@ -30,6 +31,8 @@ pub enum PingPurpose {
     Round(u32),
     /// Have you loaded every device?
     Switchover,
+    /// Have you dropped all that was stale so far? Asked again after every list.
+    Discards,
     /// Have you loaded every device of the package? It stands inside of it, with the value that QEMU uses there.
     Package,
     /// Have you processed all pages of postcopy?
@@ -57,6 +60,7 @@ pub(crate) struct PingLedger {
     switchover: bool,
     package: bool,
     postcopy_end: bool,
+    discards: bool,
     awaited: Option<PingPurpose>,
 }
 
@@ -77,6 +81,7 @@ impl PingPurpose {
             Self::Switchover => SWITCHOVER,
             Self::Package => PACKAGE,
             Self::PostcopyEnd => POSTCOPY_END,
+            Self::Discards => DISCARDS,
         }
     }
 
@@ -89,6 +94,7 @@ impl PingPurpose {
             SWITCHOVER => Some(Self::Switchover),
             PACKAGE => Some(Self::Package),
             POSTCOPY_END => Some(Self::PostcopyEnd),
+            DISCARDS => Some(Self::Discards),
             _ => match value.checked_sub(ROUND_BASE)? {
                 number @ 1..=ROUNDS_MAX => Some(Self::Round(number)),
                 _ => None,
@@ -107,6 +113,7 @@ impl fmt::Display for PingPurpose {
             Self::Switchover => f.write_str("switchover"),
             Self::Package => f.write_str("package"),
             Self::PostcopyEnd => f.write_str("end of postcopy"),
+            Self::Discards => f.write_str("discards"),
         }
     }
 }
@@ -122,6 +129,7 @@ impl PingLedger {
             PingPurpose::Switchover => self.switchover = true,
             PingPurpose::Package => self.package = true,
             PingPurpose::PostcopyEnd => self.postcopy_end = true,
+            PingPurpose::Discards => self.discards = true,
         }
     }
 
@@ -152,6 +160,7 @@ impl PingLedger {
             PingPurpose::Switchover => self.switchover,
             PingPurpose::Package => self.package,
             PingPurpose::PostcopyEnd => self.postcopy_end,
+            PingPurpose::Discards => self.discards,
         };
         if asked { Pong::Earlier } else { Pong::Unasked }
     }
@@ -170,6 +179,7 @@ mod tests {
             PingPurpose::Switchover,
             PingPurpose::Package,
             PingPurpose::PostcopyEnd,
+            PingPurpose::Discards,
             PingPurpose::Round(1),
             PingPurpose::Round(ROUNDS_MAX),
         ];

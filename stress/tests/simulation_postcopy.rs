@@ -7,7 +7,7 @@ use limosa_protocol::GuestFate;
 use limosa_stress::sim::{Fault, Mutant, Place, Report, Scenario, Side, Strike, World};
 use std::collections::BTreeSet;
 
-/// Seeds per state: 28 states make 11,200 runs.
+/// Seeds per state: 29 states make 11,600 runs.
 const SEEDS: u64 = 400;
 
 /// A fault strikes up to so many steps after its state is reached, if the state lasts so long.
@@ -19,10 +19,11 @@ const HITS_PART: u64 = 4;
 /// Runs that a mutant may survive.
 const MUTANT_RUNS_MAX: u64 = 2000;
 
-const SOURCE_STATES: [&str; 18] = [
+const SOURCE_STATES: [&str; 19] = [
     "iterating",
     "barrier",
     "opening the preempt channel",
+    "discarding ahead",
     "stopping the guest",
     "final sync",
     "completing for postcopy",

@@ -5,7 +5,7 @@ use crate::error::{SaveError, SaveFault};
 use crate::ram::UrgentPath;
 use crate::savevm::Budget;
 use crate::vmdescription::VmDescription;
-use limosa_pages::ByteCount;
+use limosa_pages::{ByteCount, PageCount};
 use limosa_postcopy::LatencyHold;
 use limosa_protocol::{SourceAction, SourceEvent, SourceStep};
 use limosa_transport::{During, Failure, LinkWriter, Role, TransportError};
@@ -45,6 +45,10 @@ impl Steps {
                 self.complete_for_postcopy().map_err(StepError::save(SourceStep::CompleteForPostcopy))?;
                 SourceEvent::CompletedForPostcopy { sent: self.sent_since(before)? }
             }
+            SourceAction::DiscardAhead => {
+                let pages = self.discard_ahead().map_err(StepError::save(SourceStep::SendDiscards))?;
+                SourceEvent::DiscardedAhead { sent: self.sent_since(before)?, pages }
+            }
             SourceAction::SendDiscards => {
                 let failed = StepError::save(SourceStep::SendDiscards);
                 self.savevm.save_discards(&mut self.out).map_err(failed)?;
@@ -80,6 +84,13 @@ impl Steps {
         self.savevm.bring_into_line(&mut self.out)?;
         self.end_rounds();
         Ok(())
+    }
+
+    /// Names what is stale by now; the guest runs. Returns how many pages had not been named before.
+    pub(super) fn discard_ahead(&mut self) -> Result<PageCount, SaveError> {
+        self.savevm.bring_into_line(&mut self.out)?;
+        self.savevm.sync()?;
+        self.savevm.save_discards_ahead(&mut self.out)
     }
 
     /// Builds what the destination needs to run the guest: LISTEN, its devices, RUN (wire 5.4).

@@ -6,7 +6,7 @@ use super::save::{RamSave, UrgentPath};
 use crate::error::{LoadFault, SaveFault};
 use crate::savevm::{Budget, LiveState, LoadSetup, SaveSetup, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
-use limosa_pages::{BlockName, ByteCount, DirtyMap, RamLayout, ReceivedMap};
+use limosa_pages::{BlockName, ByteCount, DirtyMap, PageCount, RamLayout, ReceivedMap};
 use limosa_postcopy::UffdError;
 use limosa_ram::{DirtyLog, GuestRam};
 use limosa_wire::DiscardRange;
@@ -59,7 +59,12 @@ impl RamHandler {
         self.saving().0.write_barrier(out)
     }
 
-    /// Appends commands that take back what is stale on the destination.
+    /// Appends commands that take back what is stale on the destination already, and says how many pages they name.
+    pub(crate) fn save_discards_ahead(&mut self, out: &mut Vec<u8>) -> PageCount {
+        self.saving().0.write_discards_ahead(out)
+    }
+
+    /// Appends commands that take back what is stale on the destination and was not named before.
     pub(crate) fn save_discards(&mut self, out: &mut Vec<u8>) {
         self.saving().0.write_discards(out);
     }

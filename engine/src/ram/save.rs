@@ -29,6 +29,8 @@ pub(super) struct RamSave {
     ram: GuestRam,
     counters: Arc<RamCounters>,
     owed: Arc<DirtyMap>,
+    /// What the destination has been told to drop. All of it is owed until the push begins.
+    discarded: Option<DirtyMap>,
     scheduler: PageScheduler,
     encoder: RamEncoder,
     /// Whether the dirty log has been read yet.
@@ -97,6 +99,7 @@ impl RamSave {
             ram,
             counters,
             owed,
+            discarded: None,
             scheduler: PageScheduler::new(),
             encoder: RamEncoder::new(),
             synced: false,

@@ -6,7 +6,7 @@ use crate::error::{SaveError, SaveFault, SavePhase};
 use crate::ram::{RamHandler, UrgentPath};
 use crate::stream::StreamWriter;
 use crossbeam_channel::Receiver;
-use limosa_pages::{DirtyMap, PAGE_BYTES, RamLayout, ReceivedMap};
+use limosa_pages::{DirtyMap, PAGE_BYTES, PageCount, RamLayout, ReceivedMap};
 use limosa_postcopy::UffdError;
 use limosa_ram::GuestRam;
 use limosa_wire::{ContinueKind, PostcopyAdvice, encode};
@@ -61,7 +61,18 @@ impl SaveVm {
         Ok(())
     }
 
-    /// Writes commands that take back what is stale on the destination.
+    /// Writes commands that take back what is stale on the destination already; the guest runs. Returns how many pages no
+    /// earlier one had named.
+    pub(crate) fn save_discards_ahead(&mut self, out: &mut StreamWriter) -> Result<PageCount, SaveError> {
+        let mut pages = PageCount(0);
+        self.with_ram(SavePhase::Complete, |_, ram| {
+            pages = ram.save_discards_ahead(out.buffer());
+            Ok(out.flush()?)
+        })?;
+        Ok(pages)
+    }
+
+    /// Writes commands that take back what is stale on the destination and was not named before.
     pub(crate) fn save_discards(&mut self, out: &mut StreamWriter) -> Result<(), SaveError> {
         self.with_ram(SavePhase::Complete, |_, ram| {
             ram.save_discards(out.buffer());

@@ -2,7 +2,7 @@
 
 use super::config::ParameterChange;
 use crate::error::{Loss, Unexpected};
-use limosa_pages::ByteCount;
+use limosa_pages::{ByteCount, PageCount};
 use limosa_wire::{Command, Features, ReturnMessage};
 use std::fmt;
 use std::time::Duration;
@@ -46,7 +46,10 @@ pub enum SourceAction {
     /// multifd channels into line: behind it nothing of precopy is in flight (I5).
     /// Answer: [`SourceEvent::CompletedForPostcopy`].
     CompleteForPostcopy,
-    /// Write DISCARD commands for everything that is owed, at least one (wire 5.3).
+    /// Bring the multifd channels into line, merge the dirty log into what is owed, and write DISCARD commands for what no
+    /// earlier one has named. The guest runs. Answer: [`SourceEvent::DiscardedAhead`].
+    DiscardAhead,
+    /// Write DISCARD commands for everything that is owed and was not named before; at least one in all (wire 5.3).
     /// Answer: [`SourceEvent::DiscardsSent`].
     SendDiscards,
     /// Build the package in memory: LISTEN, FULL sections, PING, RUN. Answer: [`SourceEvent::DevicesPackaged`].
@@ -130,6 +133,13 @@ pub enum SourceEvent {
     CompletedForPostcopy {
         /// Bytes written.
         sent: ByteCount,
+    },
+    /// The destination has been told what is stale already.
+    DiscardedAhead {
+        /// Bytes written.
+        sent: ByteCount,
+        /// Pages that it had not been told of before.
+        pages: PageCount,
     },
     /// The destination has been told what to drop.
     DiscardsSent {
@@ -294,6 +304,7 @@ impl SourceEvent {
             Self::VmResumed => Unexpected::named("VmResumed"),
             Self::PreemptOpened => Unexpected::named("PreemptOpened"),
             Self::CompletedForPostcopy { .. } => Unexpected::named("CompletedForPostcopy"),
+            Self::DiscardedAhead { .. } => Unexpected::named("DiscardedAhead"),
             Self::DiscardsSent { .. } => Unexpected::named("DiscardsSent"),
             Self::DevicesPackaged { .. } => Unexpected::named("DevicesPackaged"),
             Self::PackageSent { .. } => Unexpected::named("PackageSent"),

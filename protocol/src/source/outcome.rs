@@ -99,6 +99,8 @@ pub enum Wait {
     Setup,
     /// The barrier at the end of a round.
     Round(u32),
+    /// The proof that what is stale was dropped there, while the guest still runs here.
+    Discards,
     /// The proof that every device is loaded.
     Devices,
     /// The last word.
@@ -117,6 +119,7 @@ impl fmt::Display for Wait {
             Self::Greeting => f.write_str("the greeting"),
             Self::Setup => f.write_str("the setup"),
             Self::Round(number) => write!(f, "the barrier of round {number}"),
+            Self::Discards => f.write_str("the discards"),
             Self::Devices => f.write_str("the device state"),
             Self::Shut => f.write_str("the end of the stream"),
             Self::Running => f.write_str("the package"),

@@ -130,11 +130,11 @@ fn decide(
     let rest = Rest { owed: pending.owed, device: pending.device, queued };
     let verdict = context.convergence.decide(rest, now);
     if context.wants_postcopy() {
-        return Ok(handover::begin(context, now));
+        return Ok(handover::begin(context));
     }
     match verdict {
         Verdict::Switchover if context.may_switch_over() => Ok(StoppingVm::enter(Way::Precopy, context, now)),
-        Verdict::Postcopy if context.may_switch_over() => Ok(handover::begin(context, now)),
+        Verdict::Postcopy if context.may_switch_over() => Ok(handover::begin(context)),
         Verdict::Switchover | Verdict::Postcopy => Ok(Resting::enter(None, now)),
         Verdict::Wait => {
             let since = draining_since.unwrap_or(now);
@@ -215,7 +215,7 @@ impl Iterating {
                 if context.wants_postcopy()
                     || context.convergence.postcopy_due(now) && context.may_switch_over()
                 {
-                    Ok(handover::begin(context, now))
+                    Ok(handover::begin(context))
                 } else if pending.owed.0 == 0 {
                     Ok(round.end(context, now))
                 } else if round.empty_slices >= EMPTY_SLICES_MAX {
@@ -234,7 +234,7 @@ impl Throttled {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::StartPostcopy => Ok(handover::begin(context, now)),
+            SourceEvent::StartPostcopy => Ok(handover::begin(context)),
             // A changed limit ends the pause early, or makes it longer.
             SourceEvent::Timeout | SourceEvent::SetParameters(_) => Ok(self.round.next_slice(context, now)),
             event => Err(unexpected(Self::NAME, "Timeout", &event)),

@@ -3,7 +3,9 @@
 use super::commit::{AwaitingShut, SendingEnd};
 use super::context::Context;
 use super::greeting::Greeting;
-use super::handover::{CompletingForPostcopy, Discarding, OpeningPreempt, PackagingDevices, SendingPackage};
+use super::handover::{
+    CompletingForPostcopy, Discarding, DiscardingAhead, OpeningPreempt, PackagingDevices, SendingPackage,
+};
 use super::interface::SourceEvent;
 use super::outcome::{SourceFailure, SourceOutcome};
 use super::postcopy::{AwaitingCompletion, AwaitingRunning, CompletingPostcopy, Draining, Pushing};
@@ -41,6 +43,7 @@ pub(super) enum State {
     SendingEnd(SendingEnd),
     AwaitingShut(AwaitingShut),
     OpeningPreempt(OpeningPreempt),
+    DiscardingAhead(DiscardingAhead),
     CompletingForPostcopy(CompletingForPostcopy),
     Discarding(Discarding),
     PackagingDevices(PackagingDevices),
@@ -81,7 +84,8 @@ impl State {
             Self::ProvingDevices(state) => state.on(event, context, now),
             Self::SendingEnd(state) => state.on(event, context, now),
             Self::AwaitingShut(state) => state.on(event, context, now),
-            Self::OpeningPreempt(state) => state.on(event, context, now),
+            Self::OpeningPreempt(state) => state.on(event, context),
+            Self::DiscardingAhead(state) => state.on(event, context, now),
             Self::CompletingForPostcopy(state) => state.on(event, context, now),
             Self::Discarding(state) => state.on(event, context, now),
             Self::PackagingDevices(state) => state.on(event, context, now),
@@ -122,6 +126,7 @@ impl State {
             Self::SendingEnd(_) => SendingEnd::NAME,
             Self::AwaitingShut(_) => AwaitingShut::NAME,
             Self::OpeningPreempt(_) => OpeningPreempt::NAME,
+            Self::DiscardingAhead(_) => DiscardingAhead::NAME,
             Self::CompletingForPostcopy(_) => CompletingForPostcopy::NAME,
             Self::Discarding(_) => Discarding::NAME,
             Self::PackagingDevices(_) => PackagingDevices::NAME,
@@ -148,7 +153,7 @@ impl State {
             Self::Greeting(_) | Self::SavingSetup(_) | Self::ProvingSetup(_) => MigrationStatus::Setup,
             Self::Syncing(_) | Self::Iterating(_) | Self::Throttled(_) => MigrationStatus::Active,
             Self::Barrier(_) | Self::Resting(_) | Self::StoppingVm(_) => MigrationStatus::Active,
-            Self::OpeningPreempt(_) => MigrationStatus::Active,
+            Self::OpeningPreempt(_) | Self::DiscardingAhead(_) => MigrationStatus::Active,
             Self::PreSwitchover(_) => MigrationStatus::PreSwitchover,
             Self::FinalSyncing(_) | Self::CompletingPrecopy(_) => MigrationStatus::Device,
             Self::SavingDevices(_) | Self::ProvingDevices(_) => MigrationStatus::Device,
@@ -179,6 +184,7 @@ impl State {
             Self::ProvingDevices(state) => state.deadline,
             Self::SendingEnd(state) => state.deadline,
             Self::AwaitingShut(state) => state.deadline,
+            Self::DiscardingAhead(state) => state.deadline(),
             Self::AwaitingRunning(state) => state.deadline(),
             Self::Pushing(state) => state.deadline(),
             Self::Draining(state) => state.deadline,

@@ -403,6 +403,7 @@ impl SourceShell {
             WriteResult::Devices => SourceEvent::DevicesSaved { sent },
             WriteResult::End => SourceEvent::EndSent { sent },
             WriteResult::ForPostcopy => SourceEvent::CompletedForPostcopy { sent },
+            WriteResult::DiscardsAhead { pages } => SourceEvent::DiscardedAhead { sent, pages },
             WriteResult::Discards => SourceEvent::DiscardsSent { sent },
             WriteResult::Package => SourceEvent::PackageSent { sent },
             WriteResult::Push => SourceEvent::Pushed { sent, pending },

@@ -8,7 +8,8 @@ use crate::error::SaveFault;
 use crate::stream::StreamWriter;
 use crossbeam_channel::Receiver;
 use limosa_pages::{
-    BlockId, ByteCount, DirtyMap, PageCount, PageIndex, PageRun, PageSize, RamLayout, ReceivedMap, Urgency,
+    BlockId, ByteCount, DirtyBitmap, DirtyMap, PageCount, PageIndex, PageRun, PageSize, RamLayout,
+    ReceivedMap, Urgency,
 };
 use limosa_postcopy::{FaultHint, UrgentPages};
 use limosa_ram::DirtyLog;
@@ -43,31 +44,41 @@ impl RamSave {
         self.channels.as_ref().is_some_and(|channels| !channels.are_in_line())
     }
 
-    /// Appends commands that take back every page that is owed, at least one (wire 5.3, 5.4). A huge page with one
-    /// stale page in it is stale as a whole.
+    /// Appends commands that take back every page that is owed and was not taken back before; at least one in all (wire 5.3,
+    /// 5.4).
     pub(in crate::ram) fn write_discards(&mut self, out: &mut Vec<u8>) {
-        self.owe_whole_host_pages();
         if self.owed.count() == PageCount(0) {
             // A QEMU does not run the guest without one (wire 5.3). The page that it names is sent again.
             let host_page = self.ram.layout().block(BlockId(0)).page_size.target_pages();
             self.owed.block(BlockId(0)).mark(PageRun::new(PageIndex(0), host_page));
         }
+        self.write_discards_ahead(out);
+        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+    }
+
+    /// As [`Self::write_discards`] while the guest still runs; returns how many pages are taken back. A huge page with one
+    /// stale page in it is stale as a whole.
+    pub(in crate::ram) fn write_discards_ahead(&mut self, out: &mut Vec<u8>) -> PageCount {
+        self.owe_whole_host_pages();
+        let discarded = self.discarded.get_or_insert_with(|| DirtyMap::clean(self.ram.layout()));
+        let mut pages = PageCount(0);
         for (id, block) in self.ram.iter() {
-            let runs = owed_runs(&self.owed, id);
+            let runs = runs_of(&self.owed.block(id).without(discarded.block(id)));
             for runs in runs.chunks(MAX_DISCARD_RANGES) {
                 let range = |run: &PageRun| DiscardRange { start: run.byte_offset(), length: run.bytes().0 };
                 let ranges = runs.iter().map(range).collect();
                 Command::PostcopyRamDiscard { block: block.name().clone(), ranges }.encode(out);
             }
+            pages += runs.iter().map(|run| discarded.block(id).mark(*run)).sum::<PageCount>();
         }
-        self.counters.owed.store(self.owed.count().0, Ordering::Relaxed);
+        pages
     }
 
     /// The guest has moved: records name their block anew, and each page leaves whole and once (wire 5.6). Returns what
     /// is owed, to be shared with whoever serves requests.
     pub(in crate::ram) fn begin_postcopy(&mut self) -> Arc<DirtyMap> {
         self.encoder.forget_block();
-        self.xbzrle = None;
+        (self.xbzrle, self.discarded) = (None, None);
         if !self.channels_in_postcopy {
             self.resting = self.channels.take();
         }
@@ -212,7 +223,7 @@ pub(super) fn sync_into_both(
     log.sync_into(&written)?;
     let mut fresh = PageCount(0);
     for (id, _) in layout.iter() {
-        for run in owed_runs(&written, id) {
+        for run in runs_of(written.block(id)) {
             touched.block(id).mark(run);
             fresh += owed.block(id).mark(run);
         }
@@ -220,12 +231,11 @@ pub(super) fn sync_into_both(
     Ok(fresh)
 }
 
-/// All that is owed of a block, in as few runs as possible.
-fn owed_runs(owed: &DirtyMap, block: BlockId) -> Vec<PageRun> {
-    let bitmap = owed.block(block);
+/// All that is owed, in as few runs as possible.
+fn runs_of(owed: &DirtyBitmap) -> Vec<PageRun> {
     let mut from = PageIndex(0);
     std::iter::from_fn(|| {
-        let run = bitmap.next_owed(from, PageCount(u64::MAX))?;
+        let run = owed.next_owed(from, PageCount(u64::MAX))?;
         from = run.end();
         Some(run)
     })

@@ -1,13 +1,16 @@
 //! The switch to postcopy, and what it means for the guest.
 
 use super::*;
-use limosa_pages::PAGE_BYTES;
+use crate::source::postcopy::WHILE_IT_STANDS;
+use limosa_pages::{PAGE_BYTES, PageCount};
 use limosa_wire::{Hello, PostcopyAdvice};
 
 pub(super) const ADVICE: PostcopyAdvice =
     PostcopyAdvice { page_size_summary: PAGE_BYTES as u64, target_page_size: PAGE_BYTES as u64 };
 
 pub(super) const PUSH: SourceAction = Push { max_bytes: SLICE_BYTES_MAX, max_time: SLICE_TIME_MAX };
+
+const FIRST_PUSH: SourceAction = Push { max_bytes: WHILE_IT_STANDS.0, max_time: WHILE_IT_STANDS.1 };
 
 pub(super) const PACKAGE_PING: u32 = 3;
 
@@ -17,6 +20,7 @@ const SENT: ByteCount = ByteCount(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
     Round,
+    Ahead,
     Stopping,
     Completing,
     Discarding,
@@ -41,6 +45,11 @@ pub(super) fn pushed(sent: u64, owed: u64) -> SourceEvent {
     SourceEvent::Pushed { sent: ByteCount(sent), pending: pending(owed) }
 }
 
+/// The destination has been told of `pages` more stale pages while the guest runs.
+pub(super) const fn discarded_ahead(pages: u64) -> SourceEvent {
+    SourceEvent::DiscardedAhead { sent: SENT, pages: PageCount(pages) }
+}
+
 pub(super) const RUNNING: SourceEvent = SourceEvent::Return(ReturnMessage::Running);
 pub(super) const NEVER_RAN: SourceEvent = SourceEvent::Return(ReturnMessage::NeverRan);
 
@@ -55,7 +64,8 @@ pub(super) fn at(step: Step, answers: bool) -> Run {
     let to_round = [pong(PingPurpose::Greeting), setup_saved(), pong(PingPurpose::Setup), synced(8 * MIB)];
     run.all_after(to_round);
     let events = [
-        (Step::Stopping, vec![SourceEvent::StartPostcopy, iterated(2 * MIB, 6 * MIB)]),
+        (Step::Ahead, vec![SourceEvent::StartPostcopy, iterated(2 * MIB, 6 * MIB)]),
+        (Step::Stopping, vec![discarded_ahead(100), pong(PingPurpose::Discards)]),
         (Step::Completing, vec![SourceEvent::VmStopped, synced(7 * MIB)]),
         (Step::Discarding, vec![SourceEvent::CompletedForPostcopy { sent: SENT }]),
         (Step::Packaging, vec![SourceEvent::DiscardsSent { sent: SENT }]),
@@ -84,13 +94,15 @@ fn a_switch_in_the_middle_of_a_round_follows_the_order_of_qemu() {
     let table = [
         (SourceEvent::StartPostcopy, vec![]),
         (iterated(2 * MIB, 6 * MIB), vec![OpenPreempt]),
-        (SourceEvent::PreemptOpened, vec![StopVm]),
+        (SourceEvent::PreemptOpened, vec![DiscardAhead]),
+        (discarded_ahead(100), vec![ping(PingPurpose::Discards)]),
+        (pong(PingPurpose::Discards), vec![StopVm]),
         (SourceEvent::VmStopped, vec![SyncDirty]),
         (synced(7 * MIB), vec![CompleteForPostcopy]),
         (SourceEvent::CompletedForPostcopy { sent: SENT }, vec![SendDiscards]),
         (SourceEvent::DiscardsSent { sent: SENT }, vec![PackageDevices { ping: PACKAGE_PING }]),
         (SourceEvent::DevicesPackaged { size: SENT }, vec![SendPackage]),
-        (SourceEvent::PackageSent { sent: SENT }, vec![PUSH]),
+        (SourceEvent::PackageSent { sent: SENT }, vec![FIRST_PUSH]),
         (SourceEvent::Return(ReturnMessage::Pong(PACKAGE_PING)), vec![]),
         (pushed(MIB, 6 * MIB), vec![PUSH]),
         (pushed(6 * MIB, 0), drained),
@@ -115,6 +127,7 @@ fn a_switch_in_the_middle_of_a_round_follows_the_order_of_qemu() {
 fn statuses_of_postcopy_are_those_of_qemu() {
     let statuses = [
         (Step::Round, MigrationStatus::Active),
+        (Step::Ahead, MigrationStatus::Active),
         (Step::Stopping, MigrationStatus::Active),
         (Step::Completing, MigrationStatus::Device),
         (Step::Package, MigrationStatus::Device),
@@ -147,7 +160,7 @@ fn a_wish_for_postcopy_wakes_who_waits_for_the_bandwidth_limit() {
     let mut run = Run::in_phase(config, Phase::Setup);
     run.all_after([setup_saved(), pong(PingPurpose::Setup), synced(8 * MIB), iterated(MIB, 7 * MIB)]);
     assert_eq!(run.source.state_name(), "throttled");
-    assert_eq!(run.after(SourceEvent::StartPostcopy), [StopVm]);
+    assert_eq!(run.after(SourceEvent::StartPostcopy), [DiscardAhead]);
 }
 
 #[test]
@@ -156,7 +169,7 @@ fn a_destination_that_has_not_acknowledged_is_not_switched_to() {
     let mut run = Run::in_phase(config, Phase::Round);
     assert_eq!(run.all_after([SourceEvent::StartPostcopy, iterated(MIB, 7 * MIB)]), [SLICE]);
     run.after(SourceEvent::Return(ReturnMessage::SwitchoverAck));
-    assert_eq!(run.after(iterated(MIB, 6 * MIB)), [StopVm]);
+    assert_eq!(run.after(iterated(MIB, 6 * MIB)), [DiscardAhead]);
 }
 
 #[test]
@@ -167,7 +180,28 @@ fn policy_goes_over_when_its_time_is_up_in_the_middle_of_a_round() {
     let mut run = Run::in_phase(config, Phase::Round);
     assert_eq!(run.after(iterated(MIB, 7 * MIB)), [SLICE]);
     run.now += limit;
-    assert_eq!(run.after(iterated(MIB, 6 * MIB)), [StopVm]);
+    assert_eq!(run.after(iterated(MIB, 6 * MIB)), [DiscardAhead]);
+}
+
+#[test]
+fn what_is_stale_is_discarded_ahead_as_long_as_the_lists_grow_shorter() {
+    let again = vec![DiscardAhead];
+    let table = [(100_000, again.clone()), (40_000, again.clone()), (10_000, again), (6_000, vec![StopVm])];
+    let mut run = at(Step::Ahead, true);
+    for (pages, expected) in table {
+        assert_eq!(run.after(discarded_ahead(pages)), [ping(PingPurpose::Discards)]);
+        assert_eq!(run.after(pong(PingPurpose::Discards)), expected, "after {pages} pages");
+    }
+}
+
+#[test]
+fn a_list_that_is_never_dropped_ends_the_migration_with_the_guest_here() {
+    let mut run = at(Step::Ahead, true);
+    run.after(discarded_ahead(100_000));
+    assert_eq!(run.after_timeout(), [CloseLink, Finish]);
+    let limit = SourceTimeouts::default().round;
+    let failure = SourceFailure::TimedOut { wait: Wait::Discards, limit };
+    assert_eq!(run.outcome(), &failed(failure, GuestFate::OnSource));
 }
 
 #[test]
@@ -181,11 +215,13 @@ fn a_policy_without_the_capability_means_nothing() {
 
 #[test]
 fn anything_before_the_package_is_taken_leaves_the_guest_here() {
-    for step in [Step::Round, Step::Stopping, Step::Completing, Step::Discarding, Step::Packaging] {
+    for step in
+        [Step::Round, Step::Ahead, Step::Stopping, Step::Completing, Step::Discarding, Step::Packaging]
+    {
         for event in [lost(LinkRole::Main), lost(LinkRole::Preempt), shut(1), SourceEvent::Cancel] {
             let mut run = at(step, true);
             let actions = run.after(event);
-            if step > Step::Round {
+            if step > Step::Ahead {
                 assert_eq!(actions, [CloseLink, ResumeVm], "{step:?}");
                 assert_eq!(run.after(SourceEvent::VmResumed), [Finish]);
             }
@@ -211,11 +247,14 @@ fn a_cancel_from_the_package_on_is_refused_and_noted() {
 }
 
 #[test]
-fn pages_are_pushed_before_it_is_known_that_the_guest_runs() {
+fn pages_are_pushed_in_small_slices_before_it_is_known_that_the_guest_runs() {
     let mut run = at(Step::AwaitRunning, true);
-    assert_eq!(run.after(pushed(4 * MIB, 3 * MIB)), [PUSH]);
+    assert_eq!(run.after(pushed(4 * MIB, 3 * MIB)), [FIRST_PUSH]);
     assert_eq!(run.after(pushed(3 * MIB, 0)), [], "the end waits for the proof");
     assert_eq!(run.after(RUNNING), [CompletePostcopy]);
+    let mut run = at(Step::AwaitRunning, true);
+    assert_eq!(run.after(RUNNING), []);
+    assert_eq!(run.after(pushed(MIB, 3 * MIB)), [PUSH]);
 }
 
 #[test]
@@ -266,14 +305,14 @@ fn the_limit_of_precopy_ends_with_it_and_postcopy_has_its_own() {
         .postcopy
         .map(|postcopy| SourcePostcopy { max_bandwidth: Some(BytesPerSecond(100_000_000)), ..postcopy });
     let mut run = Run::in_phase(config, Phase::Round);
-    run.all_after([SourceEvent::StartPostcopy, iterated(MIB, 7 * MIB), SourceEvent::VmStopped]);
+    run.all_after([SourceEvent::StartPostcopy, iterated(MIB, 7 * MIB)]);
+    run.all_after([discarded_ahead(100), pong(PingPurpose::Discards), SourceEvent::VmStopped]);
     run.all_after([synced(7 * MIB), SourceEvent::CompletedForPostcopy { sent: SENT }]);
     run.all_after([SourceEvent::DiscardsSent { sent: SENT }, SourceEvent::DevicesPackaged { size: SENT }]);
-    let burst = Push { max_bytes: ByteCount(4_000_000), max_time: SLICE_TIME_MAX };
-    assert_eq!(run.after(SourceEvent::PackageSent { sent: SENT }), [burst]);
+    assert_eq!(run.after(SourceEvent::PackageSent { sent: SENT }), [FIRST_PUSH]);
     assert_eq!(run.after(pushed(4_000_000, 3 * MIB)), [], "throttled");
     let lifted = ParameterChange { max_postcopy_bandwidth: Some(None), ..ParameterChange::default() };
-    assert_eq!(run.after(SourceEvent::SetParameters(lifted)), [PUSH]);
+    assert_eq!(run.after(SourceEvent::SetParameters(lifted)), [FIRST_PUSH]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Pause, recovery, and the words that end a pause.
 
-use super::postcopy::{NEVER_RAN, PUSH, RUNNING, STEPS_AFTER_THE_COMMIT_POINT, Step, at, config, pushed};
+use super::postcopy::{
+    NEVER_RAN, PUSH, RUNNING, STEPS_AFTER_THE_COMMIT_POINT, Step, at, config, discarded_ahead, pushed,
+};
 use super::*;
 
 const RESUME_ACK: SourceEvent = SourceEvent::Return(ReturnMessage::ResumeAck);
@@ -82,6 +84,7 @@ fn a_proof_that_does_not_come_pauses() {
 fn the_preempt_link_is_made_again_before_postcopy_goes_on() {
     let mut run = Run::in_phase(config(true), Phase::Round);
     run.all_after([SourceEvent::StartPostcopy, iterated(MIB, 7 * MIB), SourceEvent::PreemptOpened]);
+    run.all_after([discarded_ahead(100), pong(PingPurpose::Discards)]);
     run.all_after([SourceEvent::VmStopped, synced(7 * MIB)]);
     run.all_after([
         SourceEvent::CompletedForPostcopy { sent: ByteCount(1) },

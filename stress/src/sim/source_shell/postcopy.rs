@@ -82,6 +82,13 @@ impl SourceShell {
                 }
                 write(frames, None, Vec::new(), WriteResult::ForPostcopy)
             }
+            SourceAction::DiscardAhead => {
+                self.memory.sync();
+                // All that is owed is named every time: naming a page twice is no harm.
+                let pages = self.memory.owed.count();
+                let result = WriteResult::DiscardsAhead { pages };
+                write(vec![Frame::Command(self.discards())], None, Vec::new(), result)
+            }
             SourceAction::SendDiscards => {
                 write(vec![Frame::Command(self.discards())], None, Vec::new(), WriteResult::Discards)
             }

@@ -3,6 +3,7 @@
 use super::postcopy::PostcopyStep;
 use crate::sim::guest::RECORD_BYTES;
 use crate::sim::link::Frame;
+use limosa_pages::PageCount;
 use limosa_protocol::SourceStep;
 use std::collections::VecDeque;
 
@@ -44,6 +45,7 @@ pub(super) enum WriteResult {
     Devices,
     End,
     ForPostcopy,
+    DiscardsAhead { pages: PageCount },
     Discards,
     Package,
     Push,
@@ -77,7 +79,7 @@ impl Step {
                 WriteResult::Devices => Some(SourceStep::SaveDevices),
                 WriteResult::End => Some(SourceStep::SendEnd),
                 WriteResult::ForPostcopy => Some(SourceStep::CompleteForPostcopy),
-                WriteResult::Discards => Some(SourceStep::SendDiscards),
+                WriteResult::DiscardsAhead { .. } | WriteResult::Discards => Some(SourceStep::SendDiscards),
                 WriteResult::Package => Some(SourceStep::SendPackage),
                 WriteResult::Push => Some(SourceStep::Push),
                 WriteResult::PostcopyEnd => Some(SourceStep::CompletePostcopy),
