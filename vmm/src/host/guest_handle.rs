@@ -96,6 +96,12 @@ impl GuestHandle {
         }
     }
 
+    /// The guest is lost: whoever of its vCPUs touches memory that never came waits as long as the process lives, so the
+    /// machine is never torn down.
+    pub(super) fn keep_machine(&self) {
+        std::mem::forget(Arc::clone(&self.machine));
+    }
+
     /// Whether a guest that arrives shall run.
     pub(super) fn set_autostart(&self, autostart: bool) {
         self.autostart.store(autostart, Ordering::Relaxed);

@@ -5,9 +5,9 @@ use super::bell::Bell;
 use super::guest_handle::{GuestHandle, Journey, Teller};
 use super::settings::Settings;
 use limosa::{
-    Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, MigrationStatus,
-    NotNow, NotStarted, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics,
-    RecoverError, RunState, SaveVm, StartError,
+    Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, LastWordListener,
+    MigrationStatus, NotNow, NotStarted, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport,
+    OutgoingStatistics, RecoverError, RunState, SaveVm, StartError,
 };
 use limosa_transport::TransportError;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub(super) struct Moving {
     /// An incoming migration that failed, until the owner of the process was told.
     failed_arrival: Option<Occurrence>,
     bell: Arc<Bell>,
+    /// Tells a source that comes back how it ended.
+    telling: Option<LastWordListener>,
 }
 
 /// Whether the VMM ends if no guest comes of an incoming migration.
@@ -59,7 +61,7 @@ pub(super) enum Figures {
 impl Moving {
     /// `bell` rings when an incoming migration has failed.
     pub(super) fn resting(savevm: SaveVm, bell: Arc<Bell>) -> Self {
-        Self { current: Current::Resting(savevm), last: None, failed_arrival: None, bell }
+        Self { current: Current::Resting(savevm), last: None, failed_arrival: None, bell, telling: None }
     }
 
     /// Starts to send the guest.
@@ -70,6 +72,9 @@ impl Moving {
         guest: &Arc<GuestHandle>,
     ) -> Result<(), Refused> {
         self.settle(guest);
+        if self.is_lost() {
+            return Err(Refused::Lost);
+        }
         match guest.state() {
             RunState::InMigrate => return Err(Refused::Waiting),
             RunState::PostMigrate => return Err(Refused::Left),
@@ -152,7 +157,7 @@ impl Moving {
                 self.last = Some(Last::Left(Box::new(report)));
                 Current::Resting(savevm)
             }
-            Current::Arriving(arriving) if arriving.incoming.has_ended() => self.arrived(arriving),
+            Current::Arriving(arriving) if arriving.incoming.has_ended() => self.arrived(arriving, guest),
             current => current,
         };
     }
@@ -168,6 +173,7 @@ impl Moving {
     /// pauses, and finds nobody.
     pub(super) fn close(&mut self, guest: &GuestHandle) {
         self.settle(guest);
+        self.telling = None;
         self.current = match std::mem::replace(&mut self.current, Current::Between) {
             Current::Leaving(outgoing) => {
                 outgoing.cancel();
@@ -175,13 +181,13 @@ impl Moving {
             }
             Current::Arriving(arriving) if guest.state() == RunState::InMigrate => {
                 arriving.incoming.cancel();
-                self.arrived(arriving)
+                self.arrived(arriving, guest)
             }
             current => current,
         };
     }
 
-    fn arrived(&mut self, arriving: Arriving) -> Current {
+    fn arrived(&mut self, arriving: Arriving, guest: &GuestHandle) -> Current {
         let ExitOnError(fatal) = arriving.exit_on_error;
         let (report, savevm) = arriving.incoming.wait();
         if !report.is_completed() {
@@ -189,6 +195,9 @@ impl Moving {
             self.failed_arrival = Some(Occurrence::ArrivalFailed { reason, fatal });
         }
         self.last = Some(Last::Arrived(Box::new(report)));
+        if self.is_lost() {
+            guest.keep_machine();
+        }
         Current::Resting(savevm)
     }
 
@@ -225,14 +234,23 @@ impl Moving {
         outgoing.resume_postcopy(address).map_err(|_| PostcopyRefused::NothingToResume)
     }
 
-    /// Listens for the source of a paused postcopy.
+    /// Listens for the source of a paused postcopy; also of one that has ended here, which the source has not heard.
     pub(super) fn recover_postcopy(&mut self, address: &Address) -> Result<(), PostcopyRefused> {
-        let Current::Arriving(arriving) = &mut self.current else { return Err(PostcopyRefused::NotPaused) };
+        let Current::Arriving(arriving) = &mut self.current else { return self.tell_at(address) };
         let address = arriving.incoming.recover_postcopy(address).map_err(|refused| match refused {
             RecoverError::NotNow(_) => PostcopyRefused::NotPaused,
             RecoverError::Transport(error) => PostcopyRefused::Transport(error),
         })?;
         arriving.address = Some(address);
+        Ok(())
+    }
+
+    fn tell_at(&mut self, address: &Address) -> Result<(), PostcopyRefused> {
+        let Some(Last::Arrived(report)) = &self.last else { return Err(PostcopyRefused::NotPaused) };
+        let word = report.last_word.as_ref().ok_or(PostcopyRefused::NotPaused)?;
+        // The place may be the same again.
+        self.telling = None;
+        self.telling = Some(word.tell_at(address).map_err(PostcopyRefused::Listen)?);
         Ok(())
     }
 
@@ -264,6 +282,7 @@ impl Moving {
             Current::Arriving(arriving) if is_postcopy(arriving.incoming.statistics().status) => {
                 Err(PostcopyRefused::MemoryMissing)
             }
+            _ if self.is_lost() => Err(PostcopyRefused::Lost),
             _ => Ok(()),
         }
     }
@@ -283,6 +302,11 @@ impl Moving {
         self.last.as_ref()
     }
 
+    /// Whether the guest lacks memory that nobody will bring.
+    fn is_lost(&self) -> bool {
+        matches!(&self.last, Some(Last::Arrived(report)) if report.outcome.fate == GuestFate::Lost)
+    }
+
     /// Whether the last migration out may have left a guest running elsewhere.
     pub(super) fn is_in_doubt(&self) -> bool {
         matches!(&self.last, Some(Last::Left(report)) if report.guest() == GuestFate::InDoubt)
@@ -296,14 +320,20 @@ impl Moving {
                 Figures::Incoming(Box::new(arriving.incoming.statistics()), arriving.address.clone())
             }
             (_, Some(Last::Left(report))) => Figures::Outgoing(Box::new(report.statistics.clone())),
-            (_, Some(Last::Arrived(report))) => Figures::Incoming(Box::new(report.statistics.clone()), None),
+            (_, Some(Last::Arrived(report))) => {
+                let address = self.telling.as_ref().map(|telling| telling.address().clone());
+                Figures::Incoming(Box::new(report.statistics.clone()), address)
+            }
             (_, None) => Figures::None,
         }
     }
 
     fn take_list(&mut self) -> Result<SaveVm, Refused> {
         match std::mem::replace(&mut self.current, Current::Between) {
-            Current::Resting(savevm) => Ok(savevm),
+            Current::Resting(savevm) => {
+                self.telling = None;
+                Ok(savevm)
+            }
             current => {
                 self.current = current;
                 Err(Refused::Busy)
@@ -324,6 +354,9 @@ pub enum Refused {
     /// The guest is elsewhere.
     #[error("Can't migrate the vm that was paused due to previous migration")]
     Left,
+    /// Memory of it never came.
+    #[error("The guest is lost: memory of it never came")]
+    Lost,
     /// Nobody here knows where the guest is.
     #[error(
         "The last migration may have left the guest on the destination; look there, then let it run here with cont"
@@ -366,7 +399,13 @@ pub(super) enum PostcopyRefused {
     /// What is not here yet cannot be looked at.
     #[error("The guest's memory is still arriving")]
     MemoryMissing,
+    /// The guest was given up.
+    #[error("The guest is lost: memory of it never came")]
+    Lost,
     /// It cannot listen there.
     #[error(transparent)]
     Transport(TransportError),
+    /// It cannot listen there for a source that has not heard the end.
+    #[error("{0}")]
+    Listen(#[source] StartError),
 }

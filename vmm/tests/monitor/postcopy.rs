@@ -4,6 +4,8 @@ use crate::ring::within_patience;
 use crate::stage::{Vmm, any_kind, word};
 use limosa_vmm::GuestKind;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 
 /// Pages of every guest here.
@@ -202,4 +204,65 @@ fn commands_of_postcopy_are_refused_where_there_is_none() {
     assert_eq!(source.refusal("migrate-start-postcopy", Value::Null), off);
     source.let_go();
     source.wait("completed");
+}
+
+/// Passes a connection on to `uri` and back until SHUT(0) comes back: that is lost with the connection. Where to connect.
+fn losing_the_last_word(uri: &str) -> String {
+    const SHUT: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+    let mut far = TcpStream::connect(uri.strip_prefix("tcp:").expect("a port")).expect("it listens");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        let (mut near, _) = listener.accept().expect("a source");
+        let (mut from, mut to) = (near.try_clone().expect("a copy"), far.try_clone().expect("a copy"));
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let mut bytes = [0; 4096];
+        // A message is written at once, and is small.
+        while let Ok(count @ 1..) = far.read(&mut bytes) {
+            if bytes[..count].ends_with(&SHUT) || near.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        for end in [near, far] {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    });
+    format!("tcp:{address}")
+}
+
+#[test]
+fn a_source_that_did_not_hear_of_the_end_is_told_when_it_asks() {
+    let Some(kind) = any_kind("postcopy, lost end") else { return };
+    let (mut source, mut destination) = pair(kind, &["postcopy-ram"]);
+    let uri = losing_the_last_word(&destination.listen("tcp"));
+    source.migrate(&uri);
+    source.wait("active");
+    source.execute("migrate-start-postcopy", Value::Null);
+    destination.wait("completed");
+    source.wait("postcopy-paused");
+    assert_eq!(source.refusal("cont", Value::Null), "Migration is not finalized yet");
+    let uri = format!("unix:{}", destination.path("again").display());
+    destination.execute("migrate-recover", json!({ "uri": uri }));
+    source.execute("migrate", json!({ "uri": uri, "resume": true }));
+    source.wait("completed");
+    assert_eq!((source.status(), destination.status()), ("postmigrate".into(), "running".into()));
+    destination.execute("stop", Value::Null);
+    assert_eq!(destination.execute("x-limosa-verify", Value::Null)["clean"], true);
+}
+
+#[test]
+fn a_guest_that_is_given_up_is_neither_looked_at_nor_moved_and_its_host_can_go() {
+    let Some(kind) = any_kind("postcopy, lost guest") else { return };
+    let (mut source, mut destination) = pair(kind, &["postcopy-ram"]);
+    switch(&mut source, &mut destination);
+    source.execute("migrate-pause", Value::Null);
+    source.wait("postcopy-paused");
+    destination.wait("postcopy-paused");
+    destination.execute("x-limosa-end-postcopy", json!({ "outcome": "lost" }));
+    destination.wait("failed");
+    let lost = "The guest is lost: memory of it never came";
+    assert_eq!(destination.refusal("x-limosa-verify", Value::Null), lost);
+    assert_eq!(destination.refusal("x-limosa-progress", Value::Null), lost);
+    assert_eq!(destination.refusal("migrate", json!({ "uri": "tcp:127.0.0.1:1" })), lost);
+    within_patience("the host goes", move || drop(destination));
 }
