@@ -32,12 +32,19 @@ pub(crate) struct ChannelOptions {
     /// Threads that compress or decompress for all of them together; 0 is one per processor [default: 0]
     #[arg(long, value_name = "N", requires = "channels")]
     codec_workers: Option<u8>,
+    /// Send pages without a copy into the kernel; only over TCP and without compression. Nothing to a destination.
+    #[arg(long, requires = "channels")]
+    zero_copy: bool,
 }
 
 impl ChannelOptions {
-    /// The capability, on or off.
-    pub(crate) fn capability(&self) -> MigrationCapabilityStatus {
-        MigrationCapabilityStatus { capability: MigrationCapability::Multifd, state: self.channels.is_some() }
+    /// The capabilities, on or off.
+    pub(crate) fn capabilities(&self) -> [MigrationCapabilityStatus; 2] {
+        [
+            (MigrationCapability::Multifd, self.channels.is_some()),
+            (MigrationCapability::ZeroCopySend, self.zero_copy),
+        ]
+        .map(|(capability, state)| MigrationCapabilityStatus { capability, state })
     }
 
     /// The parameters that say the same to a monitor; none without channels.
@@ -58,7 +65,7 @@ impl ChannelOptions {
         }
     }
 
-    /// The words of a command line that say the same.
+    /// The words of a command line that say the same to a destination.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let Some(channels) = self.channels else { return Vec::new() };
         let method = self.compression.to_possible_value().expect("no method is hidden");

@@ -172,7 +172,7 @@ fn make_machine(options: &Options) -> Result<Machine, VmmCommandError> {
 /// Says what a client of the monitor could say too late for a guest that is awaited from the start.
 fn set_migration(host: &Host, options: &Options) -> Result<(), CommandError> {
     host.execute(Command::MigrateSetParameters(options.channels.parameters()))?;
-    let mut capabilities = vec![options.channels.capability()];
+    let mut capabilities = options.channels.capabilities().to_vec();
     capabilities.extend(options.postcopy.capabilities());
     host.execute(Command::MigrateSetCapabilities(capabilities))?;
     Ok(())

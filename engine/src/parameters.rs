@@ -103,6 +103,12 @@ pub enum ParameterError {
         /// The method.
         method: &'static str,
     },
+    /// A capability that is for pages as they are, and a method of compression.
+    #[error("capability {name} needs multifd-compression none")]
+    NeedsNoCompression {
+        /// QEMU's name of the capability.
+        name: &'static str,
+    },
     /// Two capabilities that exclude each other.
     #[error("capabilities {name} and {other} cannot both be on")]
     Excludes {
@@ -176,8 +182,12 @@ impl Parameters {
     /// Checks that the values can go together with `capabilities`, for a source.
     ///
     /// # Errors
-    /// [`ParameterError::NeedsAnswers`] for a codec that the destination must be asked about, without a return path.
+    /// [`ParameterError::NeedsAnswers`] for a codec that the destination must be asked about, without a return path;
+    /// [`ParameterError::NeedsNoCompression`] for a codec whose output the kernel cannot take from guest RAM.
     pub fn validate_with(&self, capabilities: &Capabilities) -> Result<(), ParameterError> {
+        if capabilities.zero_copy_send && self.multifd_codec != Codec::None {
+            return Err(ParameterError::NeedsNoCompression { name: "zero-copy-send" });
+        }
         let asks = capabilities.multifd && self.multifd_codec.compression() == Compression::PerPacket;
         match self.multifd_codec {
             _ if !asks || capabilities.listens() => Ok(()),
@@ -219,6 +229,20 @@ impl Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sending_without_a_copy_needs_channels_and_pages_as_they_are() {
+        let alone = Capabilities { zero_copy_send: true, ..Capabilities::default() };
+        assert_eq!(alone.validate(), Err(ParameterError::Needs { name: "zero-copy-send", needs: "multifd" }));
+        let capabilities = Capabilities { multifd: true, return_path: true, ..alone };
+        assert_eq!(capabilities.validate(), Ok(()));
+        assert_eq!(Parameters::default().validate_with(&capabilities), Ok(()));
+        for multifd_codec in [Codec::Zlib { level: 1 }, Codec::Zstd { level: 1 }, Codec::Lz4, Codec::Auto] {
+            let parameters = Parameters { multifd_codec, ..Parameters::default() };
+            let needs = ParameterError::NeedsNoCompression { name: "zero-copy-send" };
+            assert_eq!(parameters.validate_with(&capabilities), Err(needs));
+        }
+    }
 
     #[test]
     fn defaults_are_valid() {

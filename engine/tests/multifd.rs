@@ -104,6 +104,44 @@ fn a_writing_guest_arrives_with_every_codec() {
     }
 }
 
+/// Settings for pages that leave without a copy into the kernel.
+fn without_copies() -> OutgoingConfig {
+    let mut config = outgoing_config(PLAIN);
+    config.capabilities.zero_copy_send = true;
+    config
+}
+
+#[test]
+fn a_writing_guest_arrives_without_copies_into_the_kernel() {
+    let (mut source, mut destination) = (Guest::running(900), Guest::incoming(900));
+    source.let_write(1000);
+    let (incoming, address) = start(&mut destination, incoming_config(PLAIN));
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, without_copies(), savevm, vm, Arc::new(NoObserver)).unwrap();
+    let (outgoing, incoming) = (outgoing.wait().0, incoming.wait().0);
+    assert_completed(&outgoing, &incoming);
+    assert!(source.memory() == destination.memory());
+    // Over loopback the kernel copies after all, and says so.
+    let channels = &outgoing.statistics.channels;
+    assert!(channels.iter().map(|channel| channel.missed_zero_copy).sum::<u64>() > 0, "{channels:?}");
+}
+
+#[test]
+fn a_socket_that_cannot_send_without_copies_is_refused_and_the_guest_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut source, mut destination) = (Guest::running(0), Guest::incoming(0));
+    let address = format!("unix:{}", folder.path().join("stream").display()).parse().unwrap();
+    let (savevm, vm) = (destination.take_savevm(), destination.vm());
+    let config = incoming_config(PLAIN);
+    let incoming = Incoming::listen(&address, config, savevm, vm, Arc::new(NoObserver)).unwrap();
+    let (savevm, vm) = (source.take_savevm(), source.vm());
+    let outgoing = Outgoing::start(address, without_copies(), savevm, vm, Arc::new(NoObserver)).unwrap();
+    let error = outgoing.wait().0.statistics.error.unwrap();
+    assert!(error.contains("the kernel does not send without a copy here"), "{error}");
+    assert!(!incoming.wait().0.is_completed());
+    assert_eq!((source.run_state(), destination.run_state()), (RunState::Running, RunState::InMigrate));
+}
+
 #[test]
 fn zero_pages_leave_where_they_are_told_to() {
     assert_arrives(Setting { zeros: ZeroPageDetection::Legacy, ..PLAIN });

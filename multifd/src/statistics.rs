@@ -23,6 +23,8 @@ pub struct ChannelStatistics {
     pub waiting: Duration,
     /// Time that it waited for the codec pool: more workers, or a cheaper codec, would help.
     pub waiting_for_codec: Duration,
+    /// Synchronisation points before which the kernel copied every page that was to leave without a copy.
+    pub missed_zero_copy: u64,
 }
 
 /// The batches between the coordinator and the sending channels.
@@ -49,6 +51,7 @@ pub(crate) struct ChannelCounters {
     transferring_nanoseconds: AtomicU64,
     waiting_nanoseconds: AtomicU64,
     waiting_for_codec_nanoseconds: AtomicU64,
+    missed_zero_copy: AtomicU64,
 }
 
 impl ChannelCounters {
@@ -63,6 +66,7 @@ impl ChannelCounters {
             transferring: Duration::from_nanos(value(&self.transferring_nanoseconds)),
             waiting: Duration::from_nanos(value(&self.waiting_nanoseconds)),
             waiting_for_codec: Duration::from_nanos(value(&self.waiting_for_codec_nanoseconds)),
+            missed_zero_copy: value(&self.missed_zero_copy),
         }
     }
 
@@ -84,6 +88,10 @@ impl ChannelCounters {
         add(&self.normal, normal as u64);
         add(&self.zero, zero as u64);
         add(&self.packets, 1);
+    }
+
+    pub(crate) fn count_missed_zero_copy(&self) {
+        add(&self.missed_zero_copy, 1);
     }
 
     /// Makes `call` and counts its time as transferring.

@@ -353,15 +353,15 @@ impl LinkWriter {
     }
 
     /// Waits until the kernel holds no page any more that was sent without a copy: the peer has acknowledged them all.
-    /// Returns at once where nothing is sent so.
+    /// Returns at once where nothing is sent so. `true` if pages were sent so since the last time, and the kernel has
+    /// copied them all the same.
     ///
     /// # Errors
     /// If the link is lost, late or shut down.
-    pub fn wait_zero_copy(&mut self) -> Result<(), TransportError> {
-        match &mut self.zero_copy {
-            Some(zero_copy) => self.half.wait_zero_copy(zero_copy, 0),
-            None => Ok(()),
-        }
+    pub fn wait_zero_copy(&mut self) -> Result<bool, TransportError> {
+        let Some(zero_copy) = &mut self.zero_copy else { return Ok(false) };
+        self.half.wait_zero_copy(zero_copy, 0)?;
+        Ok(zero_copy.was_missed())
     }
 
     /// Sends the first pieces of `gather` that are alike: guest pages without a copy, anything else with one.

@@ -18,16 +18,36 @@ use std::time::{Duration, Instant};
 /// `SO_EE_ORIGIN_ZEROCOPY` of `linux/errqueue.h`: this message is about a call without a copy.
 const ORIGIN_ZERO_COPY: u8 = 5;
 
+/// `SO_EE_CODE_ZEROCOPY_COPIED`: the kernel has copied the pages after all.
+const CODE_COPIED: u8 = 1;
+
 /// Calls without a copy of which the kernel has not said that they are done.
 #[derive(Debug, Default)]
 pub(crate) struct ZeroCopy {
     pending: u64,
+    since_asked: Since,
+}
+
+/// Calls since [`ZeroCopy::was_missed`] was asked.
+#[derive(Debug, Default)]
+struct Since {
+    called: bool,
+    /// One of them was really without a copy.
+    without_copy: bool,
 }
 
 impl ZeroCopy {
     /// A call was made.
     pub(crate) fn sent(&mut self) {
         self.pending += 1;
+        self.since_asked.called = true;
+    }
+
+    /// Whether there were calls since this was asked before, and the kernel has copied the pages of all of them. To be
+    /// asked when none is pending.
+    pub(crate) fn was_missed(&mut self) -> bool {
+        let Since { called, without_copy } = std::mem::take(&mut self.since_asked);
+        called && !without_copy
     }
 
     /// Calls that are not done.
@@ -37,7 +57,9 @@ impl ZeroCopy {
 
     /// Notes what is done by now.
     pub(crate) fn reap(&mut self, descriptor: &Descriptor) -> Result<(), Failure> {
-        self.pending = self.pending.saturating_sub(completions(descriptor)?);
+        let done = completions(descriptor)?;
+        self.pending = self.pending.saturating_sub(done.calls);
+        self.since_asked.without_copy |= done.without_copy;
         Ok(())
     }
 
@@ -76,9 +98,17 @@ impl ZeroCopy {
     }
 }
 
-/// How many calls the error queue says are done.
-fn completions(descriptor: &Descriptor) -> Result<u64, Failure> {
-    let mut done = 0;
+/// What the error queue says.
+#[derive(Default)]
+struct Done {
+    calls: u64,
+    /// Pages of one of them were not copied.
+    without_copy: bool,
+}
+
+/// What the error queue says is done.
+fn completions(descriptor: &Descriptor) -> Result<Done, Failure> {
+    let mut done = Done::default();
     let mut space = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
     loop {
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
@@ -96,7 +126,8 @@ fn completions(descriptor: &Descriptor) -> Result<u64, Failure> {
             };
             // A range of calls, numbered from 0 modulo 2^32.
             if error.ee_origin == ORIGIN_ZERO_COPY {
-                done += u64::from(error.ee_data.wrapping_sub(error.ee_info)) + 1;
+                done.calls += u64::from(error.ee_data.wrapping_sub(error.ee_info)) + 1;
+                done.without_copy |= error.ee_code != CODE_COPIED;
             }
         }
     }

@@ -188,8 +188,8 @@ fn configure(source: &mut Vmm, options: &Options) -> Result<(), DemoError> {
     let mut capabilities = vec![
         switched(MigrationCapability::Events, true),
         switched(MigrationCapability::Xbzrle, options.xbzrle),
-        options.channels.capability(),
     ];
+    capabilities.extend(options.channels.capabilities());
     capabilities.extend(options.postcopy.capabilities());
     source.execute("migrate-set-capabilities", json!({"capabilities": capabilities}))?;
     let mut parameters = MigrationParameters {

@@ -136,7 +136,9 @@ impl Channel {
             Job::Sync => {
                 self.send_sync()?;
                 let counters = self.shared.counters();
-                counters.transferring(|| self.link.wait_zero_copy())?;
+                if counters.transferring(|| self.link.wait_zero_copy())? {
+                    counters.count_missed_zero_copy();
+                }
                 self.points += 1;
                 self.shared.queue.synced();
                 Ok(ControlFlow::Continue(()))

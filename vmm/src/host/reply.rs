@@ -130,6 +130,7 @@ fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStat
             .saturating_sub(statistics.downtime_bytes.0 + statistics.postcopy_bytes.0),
         downtime_bytes: statistics.downtime_bytes.0,
         postcopy_bytes: statistics.postcopy_bytes.0,
+        dirty_sync_missed_zero_copy: statistics.channels.iter().map(|channel| channel.missed_zero_copy).sum(),
         ..MigrationStats::default()
     }
 }
