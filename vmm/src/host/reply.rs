@@ -131,7 +131,6 @@ fn ram_stats(statistics: &OutgoingStatistics, total: ByteCount) -> MigrationStat
         downtime_bytes: statistics.downtime_bytes.0,
         postcopy_bytes: statistics.postcopy_bytes.0,
         dirty_sync_missed_zero_copy: statistics.channels.iter().map(|channel| channel.missed_zero_copy).sum(),
-        ..MigrationStats::default()
     }
 }
 
