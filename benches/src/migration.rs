@@ -25,6 +25,8 @@ pub struct Measurement {
     pub program: &'static str,
     /// The multifd channels; 0 if all goes over the main one.
     pub channels: u8,
+    /// `multifd-compression`; without meaning if there are no channels.
+    pub compression: String,
     /// Counted from 1.
     pub repetition: u32,
     /// `total-time` of `query-migrate`.
@@ -111,6 +113,7 @@ pub fn measure(
         scenario: scenario.name,
         program: program.name(),
         channels: route.channels,
+        compression: route.compression.clone(),
         repetition: 0,
         total_ms: number(&answer["total-time"]),
         wall_ms: milliseconds(wall),

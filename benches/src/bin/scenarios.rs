@@ -5,6 +5,7 @@ use clap::Parser;
 use limosa_benches::{
     BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, Route, SCENARIOS, Scenario, Summary, measure,
 };
+use limosa_pages::ByteCount;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,9 +27,12 @@ struct Options {
     /// Multifd channels, several numbers in turns; 0 is the main channel alone.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
     channels: Vec<u8>,
-    /// How the channels compress.
-    #[arg(long, value_name = "METHOD", default_value = "none")]
-    compression: String,
+    /// How the channels compress, several methods in turns.
+    #[arg(long, value_name = "METHOD,..", value_delimiter = ',', default_value = "none")]
+    compression: Vec<String>,
+    /// Guest RAM in MiB, instead of what the scenarios have.
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
     /// Migrations of each program that are counted.
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: u32,
@@ -82,10 +86,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     for scenario in chosen(options) {
         println!("{}", scenario.name);
         let measurements = repeat(&scenario, &mut programs, options)?;
-        for &channels in &options.channels {
-            println!("{channels} channels, {}", options.compression);
-            let alike: Vec<Measurement> =
-                measurements.iter().filter(|one| one.channels == channels).cloned().collect();
+        for route in routes(options) {
+            println!("{} channels, {}", route.channels, route.compression);
+            let alike =
+                |one: &&Measurement| (one.channels, &one.compression) == (route.channels, &route.compression);
+            let alike: Vec<Measurement> = measurements.iter().filter(alike).cloned().collect();
             println!("{}", Summary::of(&alike));
         }
         if let Some(best) = Summary::of(&measurements).best() {
@@ -109,8 +114,7 @@ fn repeat(
     let memory = MemoryFile::fill(&options.folder, scenario.memory, scenario.content)?;
     let mut measurements = Vec::new();
     for turn in 0..options.warm_up + options.repetitions {
-        for &channels in &options.channels {
-            let route = Route { channels, compression: options.compression.clone() };
+        for route in routes(options) {
             for program in programs.iter() {
                 let measurement = measure(scenario, &route, program.as_ref(), &memory)?;
                 if turn >= options.warm_up {
@@ -125,11 +129,22 @@ fn repeat(
 }
 
 fn chosen(options: &Options) -> Vec<Scenario> {
-    match (options.all, options.scenarios.as_slice()) {
+    let mut chosen = match (options.all, options.scenarios.as_slice()) {
         (true, _) => SCENARIOS.to_vec(),
         (false, []) => vec![SCENARIOS[0]],
         (false, named) => named.to_vec(),
+    };
+    if let Some(mebibytes) = options.memory {
+        chosen.iter_mut().for_each(|scenario| scenario.memory = ByteCount(mebibytes << 20));
     }
+    chosen
+}
+
+/// Every number of channels with every method.
+fn routes(options: &Options) -> impl Iterator<Item = Route> + '_ {
+    options.channels.iter().flat_map(|&channels| {
+        options.compression.iter().map(move |method| Route { channels, compression: method.clone() })
+    })
 }
 
 fn scenario(name: &str) -> Result<Scenario, String> {
