@@ -13,21 +13,21 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 /// A VMM with its monitor in a folder of its own.
-struct Vmm {
-    process: Limosa,
-    client: Client,
+pub(crate) struct Vmm {
+    pub(crate) process: Limosa,
+    pub(crate) client: Client,
     folder: TempDir,
 }
 
 /// Says so if no guest here can be moved.
-fn can_move(test: &str) -> bool {
+pub(crate) fn can_move(test: &str) -> bool {
     let (Err(reason), Err(_)) = (PagemapDirtyLog::detect(), kvm_usable()) else { return true };
     leave_out(test, &reason);
     false
 }
 
 impl Vmm {
-    fn start(options: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let monitor = folder.path().join("monitor");
         let qmp = format!("--qmp=unix:{}", monitor.display());
@@ -43,16 +43,16 @@ impl Vmm {
         vmm
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     #[track_caller]
-    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
         self.client.execute(command, arguments).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.execute("query-status", Value::Null)["running"] == json!(true)
     }
 }
