@@ -41,6 +41,9 @@ fn under_way(moment: Moment) -> (Vmm, Vmm) {
         source.execute("migrate-start-postcopy", Value::Null);
         wait_for(&mut source, "postcopy-active");
         wait_for(&mut destination, "postcopy-active");
+        // Until it has heard that the guest runs there, the source would believe an operator who says that it never did.
+        let knows = |source: &mut Vmm| source.execute("query-migrate", Value::Null)["downtime"].is_u64();
+        wait_until("the source knows that its guest runs there", || knows(&mut source));
     }
     if moment == Moment::Paused {
         source.execute("migrate-pause", Value::Null);

@@ -45,13 +45,19 @@ fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &S
         now,
         MigrationStatus::Setup | MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::None
     );
-    let completed = now == MigrationStatus::Completed;
+    // Its downtime is over once the guest is known to run there; from then on there is none to expect.
+    let downtime = statistics.downtime.filter(|_| {
+        use MigrationStatus::{
+            Completed, PostcopyActive, PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup,
+        };
+        matches!(now, Completed | PostcopyActive | PostcopyPaused | PostcopyRecover | PostcopyRecoverSetup)
+    });
     MigrationInfo {
         status: Some(now),
         total_time: shown.then(|| milliseconds(statistics.total_time)),
         setup_time: shown.then(|| milliseconds(statistics.setup_time)),
-        expected_downtime: (shown && !completed).then(|| milliseconds(expected_downtime)),
-        downtime: statistics.downtime.filter(|_| completed).map(|downtime| milliseconds(downtime.total())),
+        expected_downtime: (shown && downtime.is_none()).then(|| milliseconds(expected_downtime)),
+        downtime: downtime.map(|downtime| milliseconds(downtime.total())),
         ram: shown.then(|| ram_stats(statistics, total)),
         x_multifd_channels: channels(&statistics.channels),
         x_multifd_choices: choices(statistics),
