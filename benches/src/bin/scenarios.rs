@@ -93,8 +93,12 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
             let alike: Vec<Measurement> = measurements.iter().filter(alike).cloned().collect();
             println!("{}", Summary::of(&alike));
         }
-        if let Some(best) = Summary::of(&measurements).best() {
-            println!("{best}\n");
+        for method in &options.compression {
+            let alike: Vec<Measurement> =
+                measurements.iter().filter(|one| &one.compression == method).cloned().collect();
+            if let Some(best) = Summary::of(&alike).best() {
+                println!("{method}: {best}\n");
+            }
         }
         if let Some(file) = &mut json {
             for measurement in &measurements {
