@@ -11,7 +11,7 @@ use limosa_transport::Link;
 use limosa_wire::{RequestedPages, ReturnMessage};
 use ring::{
     BLOCK, Destination, KINDS, Kind, content, filled_source, for_each_message, guest_reads, guest_writes,
-    left_out, owing_all, page, ram, ready,
+    owing_all, page, ram, ready,
 };
 use std::io::Read;
 use std::os::fd::AsFd;
