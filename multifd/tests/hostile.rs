@@ -276,6 +276,17 @@ fn pages_behind_the_last_synchronisation_point_are_told_at_the_end() {
 }
 
 #[test]
+fn a_few_empty_packets_may_follow_the_last_synchronisation_point() {
+    let mut empty = sync_packet();
+    empty[8..12].fill(0); // its flags
+    for packets in [1, 8] {
+        let mut receiver = opened(ReceiveConfig::default());
+        receiver.peers[0].write_all(&empty.repeat(packets)).expect("taken by the kernel");
+        receiver.channels.close().expect("nothing is missing");
+    }
+}
+
+#[test]
 fn a_channel_that_its_source_keeps_open_ends_with_the_migration() {
     for closed in [false, true] {
         let mut receiver = opened(ReceiveConfig::default());

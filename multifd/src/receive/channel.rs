@@ -16,6 +16,10 @@ use limosa_wire::Step;
 use limosa_wire::multifd::{self, Compression, InitPacket, Packet, PagesHeader, PerPacketHead};
 use std::sync::Arc;
 
+/// Empty packets that may follow a synchronisation point. A QEMU 7.2 whose channel still has pages to send when it is told to
+/// synchronise puts the point on these pages, and sends one empty packet more.
+const EMPTY_PACKETS_MAX: u32 = 8;
+
 pub(super) struct Channel {
     reader: Intake,
     init: Option<InitPacket>,
@@ -32,6 +36,8 @@ pub(super) struct Channel {
     points: u64,
     /// There were pages since the last one.
     behind_sync: bool,
+    /// Packets in a row with neither pages nor a synchronisation point.
+    empty: u32,
 }
 
 /// Tells how a channel failed: the barrier, and the source, which must not wait for a reader that is gone.
@@ -70,6 +76,7 @@ impl Channel {
             runs: Runs::default(),
             points: 0,
             behind_sync: false,
+            empty: 0,
         }
     }
 
@@ -92,12 +99,15 @@ impl Channel {
         self.reporter.barrier.name(self.reporter.accepted, init.channel)?;
         let mut bytes = Box::new([0; PagesHeader::BYTES]);
         while let Some(header) = self.read_header(&mut bytes)? {
+            let has_pages = header.normal().len() + header.zero().len() > 0;
+            self.empty = if has_pages || header.sync { 0 } else { self.empty + 1 };
             // Without this a peer that goes on sending would keep the end of the migration waiting.
-            if !header.sync && self.reporter.barrier.is_closing() {
+            let goes_on = has_pages || self.empty > EMPTY_PACKETS_MAX;
+            if !header.sync && goes_on && self.reporter.barrier.is_closing() {
                 return Err(ReceiveFailure::BehindLastSync { point: self.points }.into());
             }
             self.receive_pages(&header)?;
-            self.behind_sync = !header.sync;
+            self.behind_sync = !header.sync && (has_pages || self.behind_sync);
             if header.sync {
                 self.finish_decoding()?;
                 self.points += 1;
