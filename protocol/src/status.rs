@@ -52,6 +52,14 @@ impl MigrationStatus {
             Self::Cancelled => "cancelled",
         }
     }
+
+    /// Whether the guest has moved and its memory follows, or waits to.
+    pub const fn is_postcopy(self) -> bool {
+        matches!(
+            self,
+            Self::PostcopyActive | Self::PostcopyPaused | Self::PostcopyRecoverSetup | Self::PostcopyRecover
+        )
+    }
 }
 
 impl fmt::Display for MigrationStatus {

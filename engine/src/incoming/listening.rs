@@ -6,7 +6,7 @@ use super::postcopy::{Finished, Postcopy, Said};
 use crate::error::LoadFault;
 use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::ByteCount;
-use limosa_protocol::{DestinationAction, DestinationEvent, GuestFate, MigrationStatus};
+use limosa_protocol::{DestinationAction, DestinationEvent, GuestFate};
 use limosa_transport::{LinkReader, LinkWriter};
 use limosa_wire::{Command, StreamDecoder};
 use std::sync::Arc;
@@ -138,7 +138,7 @@ impl Running {
     /// Shows what postcopy has changed.
     pub(super) fn show_postcopy(&mut self) {
         let status = self.machine.status();
-        if self.machine.outcome().is_some() || !is_postcopy(status) {
+        if self.machine.outcome().is_some() || !status.is_postcopy() {
             return;
         }
         let error = self.machine.paused().map(|failure| match &self.error {
@@ -172,14 +172,4 @@ impl Running {
             }
         }
     }
-}
-
-fn is_postcopy(status: MigrationStatus) -> bool {
-    matches!(
-        status,
-        MigrationStatus::PostcopyActive
-            | MigrationStatus::PostcopyPaused
-            | MigrationStatus::PostcopyRecoverSetup
-            | MigrationStatus::PostcopyRecover
-    )
 }

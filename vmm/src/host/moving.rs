@@ -6,8 +6,8 @@ use super::guest_handle::{GuestHandle, Journey, Teller};
 use super::settings::Settings;
 use limosa::{
     Address, GuestFate, Incoming, IncomingConfig, IncomingReport, IncomingStatistics, LastWordListener,
-    MigrationStatus, NotNow, NotStarted, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport,
-    OutgoingStatistics, RecoverError, RunState, SaveVm, StartError,
+    NotNow, NotStarted, OperatorWord, Outgoing, OutgoingConfig, OutgoingReport, OutgoingStatistics,
+    RecoverError, RunState, SaveVm, StartError,
 };
 use limosa_transport::TransportError;
 use std::sync::Arc;
@@ -269,7 +269,7 @@ impl Moving {
     /// Calls off the migration that sends the guest, if there is one and it can be.
     pub(super) fn cancel(&self) -> Result<(), PostcopyRefused> {
         let Some(outgoing) = self.outgoing() else { return Ok(()) };
-        if is_postcopy(outgoing.statistics().status) {
+        if outgoing.statistics().status.is_postcopy() {
             return Err(PostcopyRefused::CannotCancel);
         }
         outgoing.cancel();
@@ -279,7 +279,7 @@ impl Moving {
     /// Whether all memory of a guest that is here has come: only the guest's own accesses wait for what has not.
     pub(super) fn check_memory(&self) -> Result<(), PostcopyRefused> {
         match &self.current {
-            Current::Arriving(arriving) if is_postcopy(arriving.incoming.statistics().status) => {
+            Current::Arriving(arriving) if arriving.incoming.statistics().status.is_postcopy() => {
                 Err(PostcopyRefused::MemoryMissing)
             }
             _ if self.is_lost() => Err(PostcopyRefused::Lost),
@@ -368,11 +368,6 @@ pub enum Refused {
     /// The engine could not start.
     #[error("{0}")]
     Start(#[source] StartError),
-}
-
-fn is_postcopy(status: MigrationStatus) -> bool {
-    use MigrationStatus::{PostcopyActive, PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup};
-    matches!(status, PostcopyActive | PostcopyPaused | PostcopyRecoverSetup | PostcopyRecover)
 }
 
 /// A command that does not fit where a postcopy stands.

@@ -46,12 +46,8 @@ fn outgoing_info(statistics: &OutgoingStatistics, total: ByteCount, settings: &S
         MigrationStatus::Setup | MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::None
     );
     // Its downtime is over once the guest is known to run there; from then on there is none to expect.
-    let downtime = statistics.downtime.filter(|_| {
-        use MigrationStatus::{
-            Completed, PostcopyActive, PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup,
-        };
-        matches!(now, Completed | PostcopyActive | PostcopyPaused | PostcopyRecover | PostcopyRecoverSetup)
-    });
+    let over = now == MigrationStatus::Completed || statistics.status.is_postcopy();
+    let downtime = statistics.downtime.filter(|_| over);
     MigrationInfo {
         status: Some(now),
         total_time: shown.then(|| milliseconds(statistics.total_time)),
