@@ -4,8 +4,10 @@ use limosa_qmp::QmpError;
 use limosa_ram::RamError;
 use limosa_vmm::VmmError;
 use serde_json::Value;
+use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use thiserror::Error;
 
 /// A migration that was not measured.
@@ -60,4 +62,17 @@ pub enum BenchError {
         /// What `query-migrate` said.
         answer: Value,
     },
+}
+
+/// How `program` ends, with its error and that error's causes in one line on standard error.
+pub fn conclude(program: &str, outcome: Result<(), Box<dyn StdError>>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    eprintln!("{program}: {line}");
+    ExitCode::FAILURE
 }

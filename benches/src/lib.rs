@@ -30,7 +30,7 @@ mod warm_memory;
 pub use channels::{
     ChannelBenchError, Kind as ChannelKind, Layout, Pair, Setting as ChannelSetting, read_bandwidth,
 };
-pub use error::BenchError;
+pub use error::{BenchError, conclude};
 pub use memory_file::MemoryFile;
 pub use migration::{DowntimeParts, Measurement, measure};
 pub use program::{Limosa, Program, Qemu};

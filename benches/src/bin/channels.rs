@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, ValueEnum};
-use limosa_benches::{ChannelBenchError, ChannelKind, ChannelSetting, Layout, Pair, Spread, read_bandwidth};
+use limosa_benches::{
+    ChannelBenchError, ChannelKind, ChannelSetting, Layout, Pair, Spread, conclude, read_bandwidth,
+};
 use limosa_multifd::Codec;
 use limosa_pages::ByteCount;
-use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -56,19 +57,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut line = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                line.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("channels: {line}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude("channels", run(&Options::parse()).map_err(Into::into))
 }
 
 fn run(options: &Options) -> Result<(), ChannelBenchError> {

@@ -3,7 +3,8 @@
 
 use clap::Parser;
 use limosa_benches::{
-    BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, Route, SCENARIOS, Scenario, Summary, measure,
+    BenchError, Limosa, Measurement, MemoryFile, Program, Qemu, Route, SCENARIOS, Scenario, Summary,
+    conclude, measure,
 };
 use limosa_pages::ByteCount;
 use std::error::Error;
@@ -54,19 +55,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut line = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                line.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("scenarios: {line}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude("scenarios", run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
