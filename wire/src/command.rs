@@ -94,6 +94,25 @@ pub struct DiscardRange {
 }
 
 impl Command {
+    /// The command's name in the protocol (wire 2.1).
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::OpenReturnPath => "OPEN_RETURN_PATH",
+            Self::Ping(_) => "PING",
+            Self::PostcopyAdvise(_) => "POSTCOPY_ADVISE",
+            Self::PostcopyListen => "POSTCOPY_LISTEN",
+            Self::PostcopyRun => "POSTCOPY_RUN",
+            Self::PostcopyRamDiscard { .. } => "POSTCOPY_RAM_DISCARD",
+            Self::Packaged { .. } => "PACKAGED",
+            Self::EnableColo => "ENABLE_COLO",
+            Self::PostcopyResume => "POSTCOPY_RESUME",
+            Self::RecvBitmap { .. } => "RECV_BITMAP",
+            Self::SwitchoverStart => "SWITCHOVER_START",
+            Self::Features(_) => "FEATURES",
+        }
+    }
+
     /// Appends the command, its type byte included. The blob of [`Command::Packaged`] is the caller's.
     ///
     /// # Panics

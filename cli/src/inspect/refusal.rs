@@ -98,7 +98,7 @@ fn other_channel(first: &[u8]) -> Option<Refusal> {
         StreamDecoder::without_header().next(first)
         && matches!(command, Command::PostcopyResume | Command::RecvBitmap { .. })
     {
-        return Some(Refusal::Recovery(command_name(&command)));
+        return Some(Refusal::Recovery(command.name()));
     }
     let mut ram = RamDecoder::new(RamContext::new());
     if let Ok(Step::Item { item: RamItem::Page(page), .. }) = ram.next(first)
@@ -126,25 +126,7 @@ pub(super) fn by_command(command: &Command) -> Option<Refusal> {
         | Command::PostcopyRamDiscard { .. }
         | Command::Packaged { .. }
         | Command::PostcopyResume
-        | Command::RecvBitmap { .. } => Some(Refusal::Postcopy(command_name(command))),
-    }
-}
-
-/// The command's name in QEMU.
-pub(super) fn command_name(command: &Command) -> &'static str {
-    match command {
-        Command::OpenReturnPath => "OPEN_RETURN_PATH",
-        Command::Ping(_) => "PING",
-        Command::PostcopyAdvise(_) => "POSTCOPY_ADVISE",
-        Command::PostcopyListen => "POSTCOPY_LISTEN",
-        Command::PostcopyRun => "POSTCOPY_RUN",
-        Command::PostcopyRamDiscard { .. } => "POSTCOPY_RAM_DISCARD",
-        Command::Packaged { .. } => "PACKAGED",
-        Command::EnableColo => "ENABLE_COLO",
-        Command::PostcopyResume => "POSTCOPY_RESUME",
-        Command::RecvBitmap { .. } => "RECV_BITMAP",
-        Command::SwitchoverStart => "SWITCHOVER_START",
-        Command::Features(_) => "FEATURES",
+        | Command::RecvBitmap { .. } => Some(Refusal::Postcopy(command.name())),
     }
 }
 

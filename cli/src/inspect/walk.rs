@@ -127,7 +127,7 @@ impl<R: Read> Walk<R> {
             Command::Features(agreement) => agreement.features.to_string(),
             _ => String::new(),
         };
-        self.element(offset, Element::Command { command: refusal::command_name(command), detail });
+        self.element(offset, Element::Command { command: command.name(), detail });
         refusal::by_command(command).map_or(Ok(()), |refusal| Err(InspectError::Refused { offset, refusal }))
     }
 

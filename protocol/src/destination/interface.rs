@@ -187,7 +187,7 @@ impl DestinationEvent {
             Self::HeaderRead => Unexpected::named("header"),
             Self::ConfigurationChecked | Self::ConfigurationRefused => Unexpected::named("configuration"),
             Self::CommandRead(Command::Ping(value)) => Unexpected::valued("PING", *value),
-            Self::CommandRead(command) => Unexpected::named(command_name(command)),
+            Self::CommandRead(command) => Unexpected::named(command.name()),
             Self::SectionOpened { id, kind } => Unexpected::valued(kind.name(), id.0),
             Self::SectionLoaded { id } => Unexpected::valued("footer", id.0),
             Self::EndOfStream => Unexpected::named("EOF"),
@@ -206,23 +206,5 @@ impl DestinationEvent {
             Self::GiveUp => Unexpected::named("GiveUp"),
             Self::Cancel => Unexpected::named("Cancel"),
         }
-    }
-}
-
-/// The protocol's name of a command.
-pub(super) const fn command_name(command: &Command) -> &'static str {
-    match command {
-        Command::OpenReturnPath => "OPEN_RETURN_PATH",
-        Command::Ping(_) => "PING",
-        Command::PostcopyAdvise(_) => "POSTCOPY_ADVISE",
-        Command::PostcopyListen => "POSTCOPY_LISTEN",
-        Command::PostcopyRun => "POSTCOPY_RUN",
-        Command::PostcopyRamDiscard { .. } => "POSTCOPY_RAM_DISCARD",
-        Command::Packaged { .. } => "PACKAGED",
-        Command::EnableColo => "ENABLE_COLO",
-        Command::PostcopyResume => "POSTCOPY_RESUME",
-        Command::RecvBitmap { .. } => "RECV_BITMAP",
-        Command::SwitchoverStart => "SWITCHOVER_START",
-        Command::Features(_) => "FEATURES",
     }
 }

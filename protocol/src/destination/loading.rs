@@ -2,7 +2,7 @@
 
 use super::context::{Context, Phase};
 use super::ending::{AwaitingDescription, StartingGuest};
-use super::interface::{DestinationAction, DestinationEvent, command_name};
+use super::interface::{DestinationAction, DestinationEvent};
 use super::listening::AwaitingListen;
 use super::outcome::{DestinationFailure, SettingsMismatch};
 use super::sections::SectionTable;
@@ -176,9 +176,7 @@ fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailu
         | Command::Packaged { .. }
         | Command::EnableColo
         | Command::PostcopyResume
-        | Command::RecvBitmap { .. } => {
-            Err(DestinationFailure::Unsupported { command: command_name(command) })
-        }
+        | Command::RecvBitmap { .. } => Err(DestinationFailure::Unsupported { command: command.name() }),
     }
 }
 
@@ -189,7 +187,7 @@ fn advise(
     context: &mut Context,
 ) -> Result<(), DestinationFailure> {
     let Some(here) = context.config.postcopy else {
-        return Err(DestinationFailure::Unsupported { command: command_name(command) });
+        return Err(DestinationFailure::Unsupported { command: command.name() });
     };
     if !context.return_path_open || context.begun || context.phase != Phase::Precopy {
         return Err(unexpected(
