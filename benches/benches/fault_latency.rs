@@ -5,7 +5,7 @@
 //! * `bare`: one thread asks, receives into the alias and places the page. Nobody faults: the floor that the requirement names.
 //! * `handler`: the same, in a thread that is told of faults by the kernel; measured by the thread that faults. The least
 //!   that a fault can cost.
-//! * `limosa`: the fault thread, the urgent server and the preempt receiver; measured by the thread that faults.
+//! * `limosa`: the fault thread and the urgent server; measured by the thread that faults.
 //!
 //! Each idle, and beside a bulk connection that is never empty. Run it with `cargo bench -p limosa-benches --bench
 //! fault_latency`, on a quiet machine.
@@ -14,9 +14,7 @@
 use limosa_pages::{
     BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageCount, PageIndex, PageRun, ReceivedMap,
 };
-use limosa_postcopy::{
-    FaultHint, FaultReport, FaultThread, LatencyHold, PreemptReceiver, UffdSink, UrgentServer,
-};
+use limosa_postcopy::{FaultHint, FaultReport, FaultThread, LatencyHold, UffdSink, UrgentServer};
 use limosa_ram::{Gather, GuestRam, RamBlock, Scatter};
 use limosa_transport::{Address, ConnectOptions, Link, LinkReader, LinkWriter, Listener, Role};
 use limosa_wire::{ReturnDecoder, ReturnMessage, Step};
@@ -213,11 +211,11 @@ fn limosa(ram: &GuestRam, requests: Link, preempt: Link) -> Outcome<Vec<Duration
             panic!("{failure}");
         }
     })?;
-    let receiver = PreemptReceiver::start(preempt.split().0, Arc::clone(&sink), drop)?;
     faults.connect(requests.split().1)?;
+    faults.receive(preempt.split().0)?;
     faults.ask()?;
     let latencies = touch_all(ram);
-    drop((faults, receiver));
+    drop(faults);
     Ok(latencies)
 }
 

@@ -149,9 +149,6 @@ pub enum PreemptError {
     /// The page could not be put where it belongs.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// The thread panicked.
-    #[error("the thread of the preempt channel panicked")]
-    Panicked,
 }
 
 /// A request for pages that the source cannot serve: the destination is broken, or another guest's.

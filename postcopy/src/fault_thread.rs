@@ -1,14 +1,19 @@
-//! The thread that hears the guest's faults and asks the source for the pages.
+//! The thread that hears the guest's faults, asks the source for the pages, and puts in what comes on the preempt channel.
 //!
 //! It owns the return path's sending half from LISTEN on, so a request leaves without a queue and without a lock: from the
-//! kernel's word to the socket in one thread. Everybody else's messages go through its inbox.
+//! kernel's word to the socket in one thread. Everybody else's messages go through its inbox. The answer comes to the same
+//! thread, which is awake or about to be: one thread fewer to be woken between a fault and its page.
+//!
+//! It waits in one place only, for all of these at once. What a link does not take now is kept, and a page that has come in
+//! part is kept until the rest comes, so that a peer that reads nothing, or sends a byte at a time, keeps nobody else waiting.
 
-use crate::error::{PlaceError, UffdError};
+use crate::error::{PlaceError, PreemptError, UffdError};
+use crate::preempt::{PreemptReader, Reading};
 use crate::sink::UffdSink;
 use crate::uffd::{FaultEvent, FaultReader};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use limosa_pages::BlockId;
-use limosa_transport::{LinkWriter, ShutdownHandle, TransportError};
+use limosa_transport::{LinkReader, LinkWriter, ShutdownHandle, TransportError};
 use limosa_wire::{RequestedPages, ReturnMessage};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +35,8 @@ pub enum FaultReport {
     /// The return path is lost. Faults are noted, and asked for after [`FaultThread::connect`] and
     /// [`FaultThread::ask`].
     Lost(TransportError),
+    /// Nothing more comes on the preempt channel: `Ok` if the peer ended it between two records.
+    PreemptEnded(Result<(), PreemptError>),
     /// The thread cannot go on.
     Failed(FaultFailure),
 }
@@ -60,7 +67,7 @@ pub struct FaultThreadEnded;
 pub struct FaultThread {
     orders: Option<Sender<Order>>,
     bell: Arc<EventFd>,
-    /// Ends a write in which the thread may be blocked.
+    /// Of the return path: ends the wait for it to take more.
     link: Mutex<Option<ShutdownHandle>>,
     thread: Option<JoinHandle<Option<LinkWriter>>>,
 }
@@ -68,6 +75,7 @@ pub struct FaultThread {
 enum Order {
     Send(ReturnMessage),
     Connect(LinkWriter),
+    Receive(LinkReader),
     Ask,
     /// Dropped when it has been followed.
     Disconnect(Sender<()>),
@@ -77,6 +85,22 @@ enum Order {
 struct Connection {
     link: LinkWriter,
     block: Option<BlockId>,
+    /// What the kernel has not taken yet, behind `sent` bytes that it has. While there is any, nothing is added: it holds a
+    /// message, or requests for all that is waited for, at most [`WAITING_PAGES_MAX`](limosa_protocol::WAITING_PAGES_MAX)
+    /// times 12 bytes and the names of blocks, and a message.
+    unsent: Vec<u8>,
+    sent: usize,
+}
+
+/// What the thread waits for.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    faults: bool,
+    orders: bool,
+    /// Something has come on the preempt channel, or its end.
+    answers: bool,
+    /// The return path takes more, or has taken nothing for too long.
+    room: bool,
 }
 
 struct Worker {
@@ -84,10 +108,10 @@ struct Worker {
     orders: Receiver<Order>,
     bell: Arc<EventFd>,
     connection: Option<Connection>,
+    preempt: Option<PreemptReader>,
     report: Box<dyn FnMut(FaultReport) + Send>,
     reader: FaultReader,
     faults: Vec<FaultEvent>,
-    message: Vec<u8>,
 }
 
 /// Reports a panic when the thread unwinds.
@@ -114,10 +138,10 @@ impl FaultThread {
             orders: inbox,
             bell: Arc::clone(&bell),
             connection: None,
+            preempt: None,
             report: Box::new(report),
             reader: FaultReader::new(),
             faults: Vec::new(),
-            message: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("postcopy-fault".to_owned())
@@ -133,6 +157,15 @@ impl FaultThread {
     pub fn connect(&self, link: LinkWriter) -> Result<(), FaultThreadEnded> {
         *self.link.lock() = Some(link.shutdown_handle());
         self.order(Order::Connect(link))
+    }
+
+    /// Puts in the pages that come on the preempt channel `link`, in the place of an earlier one, until its end, which is
+    /// reported, or until [`Self::disconnect`]. Call it before [`Self::ask`].
+    ///
+    /// # Errors
+    /// [`FaultThreadEnded`].
+    pub fn receive(&self, link: LinkReader) -> Result<(), FaultThreadEnded> {
+        self.order(Order::Receive(link))
     }
 
     /// Asks for everything that is missed, now and from now on: after LISTEN, and after RESUME_ACK of a recovery. The
@@ -153,8 +186,8 @@ impl FaultThread {
         self.order(Order::Send(message))
     }
 
-    /// Gives the return path up: from here on faults are noted only. A write in which the thread is blocked ends. When
-    /// this returns, all that there is to report of the connection has been reported.
+    /// Gives the return path and the preempt channel up: from here on faults are noted only. When this returns, both are
+    /// closed on this side and all that there is to report of them has been reported.
     ///
     /// # Errors
     /// [`FaultThreadEnded`].
@@ -231,30 +264,69 @@ impl Drop for Guard {
 impl Worker {
     fn run(&mut self) -> Result<(), FaultFailure> {
         loop {
-            let (faults, orders) = self.wait()?;
-            if faults {
+            let ready = self.wait()?;
+            if ready.answers {
+                self.receive();
+            }
+            if ready.faults {
                 self.serve_faults()?;
             }
-            if orders && !self.follow_orders() {
+            if ready.room {
+                self.write();
+                self.request();
+            }
+            if ready.orders && !self.follow_orders() {
+                self.finish();
                 return Ok(());
             }
         }
     }
 
-    /// Waits for faults or orders; says which of them there are.
-    fn wait(&self) -> Result<(bool, bool), FaultFailure> {
+    /// Waits until there is something to do; says what.
+    fn wait(&self) -> Result<Ready, FaultFailure> {
+        let unsent = self.connection.as_ref().filter(|connection| !connection.unsent.is_empty());
+        let room = unsent.and_then(|connection| connection.link.descriptor().ok());
+        let answers = self.preempt.as_ref().and_then(|preempt| preempt.descriptor().ok());
+        let heed = if unsent.is_some() { PollFlags::empty() } else { PollFlags::POLLIN };
+        let nothing = || PollFd::new(self.bell.as_fd(), PollFlags::empty());
         let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut descriptors = [watch(self.sink.descriptor()), watch(self.bell.as_fd())];
-        loop {
-            match poll(&mut descriptors, PollTimeout::NONE) {
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(FaultFailure::Poll(errno.into())),
-                Ok(_) => {
-                    let ready = |at: usize| descriptors[at].any().unwrap_or(true);
-                    return Ok((ready(0), ready(1)));
-                }
+        let mut watched = [
+            watch(self.sink.descriptor()),
+            PollFd::new(self.bell.as_fd(), heed),
+            answers.map_or_else(nothing, watch),
+            room.map_or_else(nothing, |fd| PollFd::new(fd, PollFlags::POLLOUT)),
+        ];
+        // A link that takes nothing is looked at when its deadline is over.
+        let patience = unsent.and_then(|connection| connection.link.deadline());
+        let patience = patience.map_or(PollTimeout::NONE, |patience| {
+            PollTimeout::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+        });
+        let waited = match poll(&mut watched, patience) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => {
+                return Ok(Ready { faults: false, orders: false, answers: false, room: false });
             }
-        }
+            Err(errno) => return Err(FaultFailure::Poll(errno.into())),
+        };
+        let ready = |at: usize| watched[at].any().unwrap_or(true);
+        Ok(Ready {
+            faults: ready(0),
+            orders: ready(1),
+            answers: answers.is_some() && ready(2),
+            room: room.is_some() && (ready(3) || waited == 0),
+        })
+    }
+
+    /// Puts in what has come on the preempt channel.
+    fn receive(&mut self) {
+        let Some(preempt) = &mut self.preempt else { return };
+        let outcome = match preempt.receive(&self.sink) {
+            Ok(Reading::Open) => return,
+            Ok(Reading::Ended) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.preempt = None;
+        (self.report)(FaultReport::PreemptEnded(outcome));
     }
 
     fn serve_faults(&mut self) -> Result<(), FaultFailure> {
@@ -275,31 +347,43 @@ impl Worker {
         loop {
             match self.orders.try_recv() {
                 Ok(Order::Send(message)) => {
-                    self.message.clear();
-                    message.encode(&mut self.message);
+                    if let Some(connection) = &mut self.connection {
+                        message.encode(&mut connection.unsent);
+                    }
                     self.write();
                 }
                 Ok(Order::Connect(link)) => {
                     self.sink.table().pause();
-                    self.connection = Some(Connection { link, block: None });
+                    self.connection = Some(Connection { link, block: None, unsent: Vec::new(), sent: 0 });
                 }
+                Ok(Order::Receive(link)) => self.preempt = Some(PreemptReader::new(link)),
                 Ok(Order::Ask) => {
                     if self.connection.is_some() {
                         self.sink.table().resume();
                     }
                     self.request();
                 }
-                Ok(Order::Disconnect(_following)) => self.drop_connection(),
+                Ok(Order::Disconnect(_following)) => {
+                    self.drop_connection();
+                    self.preempt = None;
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
+            }
+            if self.connection.as_ref().is_some_and(|connection| !connection.unsent.is_empty()) {
+                // The rest waits for room; the bell was read.
+                let _ = self.bell.write(1);
+                return true;
             }
         }
     }
 
-    /// Asks for whatever is to be asked, with one write.
+    /// Asks for whatever is to be asked, with one write; later, if something else is still to be sent.
     fn request(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
-        self.message.clear();
+        let Some(connection) = self.connection.as_mut().filter(|connection| connection.unsent.is_empty())
+        else {
+            return;
+        };
         {
             let mut table = self.sink.table();
             let now = Instant::now();
@@ -310,17 +394,34 @@ impl Worker {
                 let length =
                     u32::try_from(block.layout().page_size.bytes()).expect("host pages are below 4 GiB");
                 let pages = RequestedPages { start: page.byte_offset(), length };
-                ReturnMessage::RequestPages { block: named, pages }.encode(&mut self.message);
+                ReturnMessage::RequestPages { block: named, pages }.encode(&mut connection.unsent);
             }
         }
-        if !self.message.is_empty() {
-            self.write();
+        self.write();
+    }
+
+    /// Sends what the kernel takes of what is to be sent.
+    fn write(&mut self) {
+        let Some(Connection { link, unsent, sent, .. }) = &mut self.connection else { return };
+        if *sent < unsent.len() {
+            match link.write_ready(&unsent[*sent..]) {
+                Ok(count) => *sent += count,
+                Err(error) => {
+                    self.drop_connection();
+                    return (self.report)(FaultReport::Lost(error));
+                }
+            }
+        }
+        if *sent == unsent.len() {
+            unsent.clear();
+            *sent = 0;
         }
     }
 
-    fn write(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
-        if let Err(error) = connection.link.write_all(&self.message) {
+    /// Sends the rest of what was ordered; nobody waits for a page of this thread any more.
+    fn finish(&mut self) {
+        let Some(Connection { link, unsent, sent, .. }) = &mut self.connection else { return };
+        if let Err(error) = link.write_all(&unsent[*sent..]) {
             self.drop_connection();
             (self.report)(FaultReport::Lost(error));
         }

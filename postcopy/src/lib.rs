@@ -1,12 +1,12 @@
 //! Pages on demand: the guest runs on the destination before its memory has come (wire 5).
 //!
 //! On the destination, [`UffdSink`] watches guest memory for accesses to missing pages and is where pages come in, from any
-//! number of threads. The [`FaultThread`] reads the faults and asks the source for their pages, each once, on the
-//! return path, which it owns. A [`PreemptReceiver`] reads the channel on which the answers come. On the source, an
+//! number of threads. The [`FaultThread`] reads the faults, asks the source for their pages, each once, on the
+//! return path, which it owns, and puts in what comes on the preempt channel. On the source, an
 //! [`UrgentServer`] in the thread of the return path claims what is asked for and sends it at once.
 //!
-//! A fault passes three threads and no queue: the fault thread writes the request, the source's return-path thread
-//! writes the page, the preempt thread places it, and the kernel wakes the guest.
+//! A fault passes two threads and no queue: the fault thread writes the request, the source's return-path thread
+//! writes the page, the fault thread places it, and the kernel wakes the guest.
 //!
 //! When the connection is lost the guest goes on with what it has. Faults are noted, and asked for again when
 //! [`FaultThread::connect`] and [`FaultThread::ask`] have given the thread a new connection.
@@ -33,7 +33,6 @@ pub use fault_thread::{FaultFailure, FaultReport, FaultThread, FaultThreadEnded}
 pub use hint::FaultHint;
 pub use histogram::{LatencyHistogram, LatencySummary};
 pub use latency_hold::LatencyHold;
-pub use preempt::PreemptReceiver;
 pub use sink::UffdSink;
 pub use statistics::PostcopyStatistics;
 pub use uffd::{discard, probe};

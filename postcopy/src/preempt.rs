@@ -1,127 +1,111 @@
 //! The channel that brings the pages somebody waits for (wire 5.8).
 
-use crate::error::{PreemptError, UffdError};
+use crate::error::PreemptError;
 use crate::sink::UffdSink;
 use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
-use limosa_transport::{LinkReader, ShutdownHandle};
+use limosa_transport::{During, Failure, LinkReader, TransportError};
 use limosa_wire::{BlockUse, PageAddress, RamContext, RamDecoder, RamItem, Step};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::os::fd::BorrowedFd;
 
-/// Bytes asked of the kernel at once: sixteen pages. More are seldom on their way; the buffer stays in the cache.
+/// Bytes asked of the kernel at once: sixteen pages. More are seldom on their way; the buffer stays in the cache, and faults
+/// are read again after so many pages at most.
 const READ_SIZE: usize = 16 * (PAGE_BYTES + 64);
 
-/// The thread that reads the preempt channel. Dropping it ends the link and the thread.
-pub struct PreemptReceiver {
-    link: ShutdownHandle,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Worker {
+/// A preempt channel, read piece by piece as it comes: what has come of a record is kept until the rest of it comes.
+pub(crate) struct PreemptReader {
     link: LinkReader,
-    sink: Arc<UffdSink>,
     decoder: RamDecoder,
     block: Option<BlockId>,
+    /// The page whose bytes come next; its record was read.
+    page: Option<(BlockId, PageIndex)>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
     consumed: u64,
+    /// Bytes that are missing of what comes next, by the last look.
+    missing: usize,
 }
 
-impl PreemptReceiver {
-    /// Starts to read `link`. At its end `ended` is called in the thread, once: `Ok` if the peer ended it between two
-    /// records.
-    ///
-    /// # Errors
-    /// If the kernel gives no thread.
-    pub fn start(
-        link: LinkReader,
-        sink: Arc<UffdSink>,
-        ended: impl FnOnce(Result<(), PreemptError>) + Send + 'static,
-    ) -> Result<Self, UffdError> {
-        let handle = link.shutdown_handle();
-        let mut worker = Worker {
+/// Whether more can come on a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Yes.
+    Open,
+    /// The peer has ended it between two records.
+    Ended,
+}
+
+impl PreemptReader {
+    /// At the start of a channel, with no block named yet.
+    pub(crate) fn new(link: LinkReader) -> Self {
+        Self {
             link,
-            sink,
             decoder: RamDecoder::new(RamContext::new()),
             block: None,
+            page: None,
             buffer: vec![0; 2 * READ_SIZE].into(),
             start: 0,
             end: 0,
             consumed: 0,
-        };
-        let mut guard = Guard { ended: Some(ended), outcome: Err(PreemptError::Panicked) };
-        let read = move || {
-            let guard = &mut guard; // As a whole: its drop tells the outcome.
-            guard.outcome = worker.run();
-        };
-        let thread = std::thread::Builder::new()
-            .name("postcopy-preempt".to_owned())
-            .spawn(read)
-            .map_err(UffdError::Thread)?;
-        Ok(Self { link: handle, thread: Some(thread) })
-    }
-
-    /// Ends the link, and waits until the thread has ended.
-    pub fn stop(self) {
-        drop(self);
-    }
-}
-
-impl Drop for PreemptReceiver {
-    fn drop(&mut self) {
-        self.link.shutdown();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // Its guard has said how it ended.
+            missing: 0,
         }
     }
-}
 
-/// Says how the thread ended, also when it panics.
-struct Guard<F: FnOnce(Result<(), PreemptError>)> {
-    ended: Option<F>,
-    outcome: Result<(), PreemptError>,
-}
-
-impl<F: FnOnce(Result<(), PreemptError>)> Drop for Guard<F> {
-    fn drop(&mut self) {
-        if let Some(ended) = self.ended.take() {
-            ended(std::mem::replace(&mut self.outcome, Ok(())));
-        }
+    /// Becomes readable when [`Self::receive`] has something to do.
+    pub(crate) fn descriptor(&self) -> Result<BorrowedFd<'_>, TransportError> {
+        self.link.descriptor()
     }
-}
 
-impl Worker {
-    fn run(&mut self) -> Result<(), PreemptError> {
+    /// Takes what is here, without waiting and no more than [`READ_SIZE`], and puts the pages in that are whole by that.
+    ///
+    /// # Errors
+    /// [`PreemptError`]: nothing of use can come any more.
+    pub(crate) fn receive(&mut self, sink: &UffdSink) -> Result<Reading, PreemptError> {
+        self.make_room();
+        match self.link.read_ready(&mut self.buffer[self.end..self.end + READ_SIZE])? {
+            None => return Ok(Reading::Open),
+            Some(0) => return self.finish(),
+            Some(count) => self.end += count,
+        }
         loop {
-            match self.decoder.next(&self.buffer[self.start..self.end]) {
-                Ok(Step::Item { used, item }) => {
-                    self.consume(used);
-                    self.take(item)?;
-                }
-                Ok(Step::Need(total)) => {
-                    let between = self.start == self.end;
-                    if !self.fill(total, between)? {
-                        return Ok(());
-                    }
-                }
-                Err(source) => return Err(PreemptError::Wire { offset: self.consumed, source }),
+            self.missing = self.take_next(sink)?;
+            if self.missing > 0 {
+                return Ok(Reading::Open);
             }
         }
     }
 
-    fn take(&mut self, item: RamItem) -> Result<(), PreemptError> {
+    /// Takes the next record or page if all of it is here; otherwise says how many bytes are missing.
+    fn take_next(&mut self, sink: &UffdSink) -> Result<usize, PreemptError> {
+        let here = self.end - self.start;
+        if let Some((block, page)) = self.page {
+            if here < PAGE_BYTES {
+                return Ok(PAGE_BYTES - here);
+            }
+            sink.put(block, page, &self.buffer[self.start..self.start + PAGE_BYTES])?;
+            self.page = None;
+            self.consume(PAGE_BYTES);
+            return Ok(0);
+        }
+        match self.decoder.next(&self.buffer[self.start..self.end]) {
+            Ok(Step::Item { used, item }) => {
+                self.consume(used);
+                self.take_record(item, sink).map(|()| 0)
+            }
+            Ok(Step::Need(total)) => Ok(total - here),
+            Err(source) => Err(PreemptError::Wire { offset: self.consumed, source }),
+        }
+    }
+
+    fn take_record(&mut self, item: RamItem, sink: &UffdSink) -> Result<(), PreemptError> {
         match item {
             RamItem::Page(address) => {
-                let (block, page) = self.locate(address)?;
-                self.fill(PAGE_BYTES, false)?;
-                self.sink.put(block, page, &self.buffer[self.start..self.start + PAGE_BYTES])?;
-                self.consume(PAGE_BYTES);
+                self.page = Some(self.locate(address, sink)?);
                 Ok(())
             }
             RamItem::Zero(address) => {
-                let (block, page) = self.locate(address)?;
-                Ok(self.sink.zero(block, PageRun::new(page, PageCount(1)))?)
+                let (block, page) = self.locate(address, sink)?;
+                Ok(sink.zero(block, PageRun::new(page, PageCount(1)))?)
             }
             RamItem::EndOfSection => Ok(()), // The last word of machines up to 7.2.
             RamItem::Xbzrle { .. } => Err(PreemptError::Record { record: "an XBZRLE delta" }),
@@ -133,8 +117,12 @@ impl Worker {
         }
     }
 
-    fn locate(&mut self, address: PageAddress) -> Result<(BlockId, PageIndex), PreemptError> {
-        let layout = self.sink.ram().layout();
+    fn locate(
+        &mut self,
+        address: PageAddress,
+        sink: &UffdSink,
+    ) -> Result<(BlockId, PageIndex), PreemptError> {
+        let layout = sink.ram().layout();
         let id = match (address.block, self.block) {
             (BlockUse::Continued, Some(id)) => id,
             _ => {
@@ -143,33 +131,28 @@ impl Worker {
             }
         };
         self.block = Some(id);
-        let block = self.sink.ram().block(id);
+        let block = sink.ram().block(id);
         let outside = || PreemptError::Outside { block: block.name().clone(), offset: address.offset };
         Ok((id, block.page_at(address.offset).ok_or_else(outside)?))
     }
 
-    /// Receives until `total` bytes are there; `false` if the stream ends before the first of them and `may_end`.
-    fn fill(&mut self, total: usize, may_end: bool) -> Result<bool, PreemptError> {
-        debug_assert!(total <= READ_SIZE, "the longest record without its page has 267 bytes");
-        while self.end - self.start < total {
-            if self.start == self.end {
-                (self.start, self.end) = (0, 0);
-            } else if self.buffer.len() - self.start < READ_SIZE {
-                self.buffer.copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, self.end - self.start);
-            }
-            let count = self.link.read_some(&mut self.buffer[self.end..])?;
-            if count == 0 {
-                if may_end && self.start == self.end {
-                    return Ok(false);
-                }
-                // The stream has ended: this says how much is missing.
-                let missing = total - (self.end - self.start);
-                self.link.read_exact(&mut vec![0; missing])?;
-            }
-            self.end += count;
+    /// The peer has ended the stream.
+    fn finish(&self) -> Result<Reading, PreemptError> {
+        if self.page.is_none() && self.start == self.end {
+            return Ok(Reading::Ended);
         }
-        Ok(true)
+        let failure = Failure::Ended { wanted: self.missing as u64 };
+        Err(TransportError { role: self.link.role(), during: During::Read, failure }.into())
+    }
+
+    /// Makes room for at least as much as is asked of the kernel at once.
+    fn make_room(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.buffer.len() - self.end < READ_SIZE {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
     }
 
     fn consume(&mut self, count: usize) {

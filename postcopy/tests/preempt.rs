@@ -4,33 +4,29 @@
 mod ring;
 
 use limosa_pages::{BlockName, PAGE_BYTES, PageCount};
-use limosa_postcopy::{PreemptError, PreemptReceiver};
-use limosa_transport::Link;
-use limosa_wire::RamEncoder;
-use ring::{BLOCK, Destination, Kind, content, page, ram, ready};
-use std::sync::Arc;
+use limosa_postcopy::{FaultReport, PreemptError};
+use limosa_transport::{Failure, Link};
+use limosa_wire::{RamEncoder, ReceivedPages, ReturnMessage};
+use ring::{BLOCK, Destination, Kind, content, for_each_message, guest_reads, page, ram, ready};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
-/// Sends `bytes` in pieces of `piece` bytes to a destination of eight pages; returns it and how its receiver ended.
+/// Sends `bytes` in pieces of `piece` bytes to a destination of eight pages; returns it and how its channel ended.
 fn receive(bytes: &[u8], piece: usize) -> (Destination, Result<(), PreemptError>) {
     let destination = Destination::listening(ram(Kind::Memfd, 8));
     let (near, mut far) = Link::pair().unwrap();
-    let (sender, ended) = mpsc::channel();
-    let receiver = PreemptReceiver::start(near.split().0, Arc::clone(&destination.sink), move |outcome| {
-        sender.send(outcome).unwrap();
-    });
-    let receiver = receiver.unwrap();
+    destination.faults.receive(near.split().0).unwrap();
     for piece in bytes.chunks(piece) {
-        // A receiver that has refused what came before is gone.
+        // A destination that has refused what came before has closed the channel.
         if far.write_all(piece).is_err() {
             break;
         }
     }
     drop(far);
-    let outcome = ended.recv().unwrap();
-    receiver.stop();
+    let FaultReport::PreemptEnded(outcome) = destination.reports.recv().unwrap() else { panic!("lost?") };
     (destination, outcome)
 }
 
@@ -58,7 +54,7 @@ fn records_are_placed_however_the_stream_is_cut() {
         outcome.unwrap();
         assert_eq!(destination.sink.received().count(), PageCount(4));
         for index in [5, 1, 2] {
-            assert_eq!(ring::guest_reads(&destination.ram, index), content(index));
+            assert_eq!(guest_reads(&destination.ram, index), content(index));
         }
     }
 }
@@ -93,4 +89,134 @@ fn a_channel_that_is_cut_in_a_page_is_lost_and_the_page_still_missing() {
     let (destination, outcome) = receive(&bytes, 4096);
     assert!(matches!(outcome, Err(PreemptError::Transport(error)) if error.is_loss()));
     assert!(!destination.sink.received().block(BLOCK).is_received(page(1)));
+}
+
+/// A destination of eight pages, and what its source has: the return path and the preempt channel.
+fn connected() -> (Destination, Link, Link) {
+    let destination = Destination::listening(ram(Kind::Memfd, 8));
+    let (back, requests) = Link::pair().unwrap();
+    let (near, preempt) = Link::pair().unwrap();
+    destination.faults.connect(back.split().1).unwrap();
+    destination.faults.receive(near.split().0).unwrap();
+    destination.faults.ask().unwrap();
+    (destination, requests, preempt)
+}
+
+/// The record of a page and its bytes.
+fn answer(index: u64) -> Vec<u8> {
+    let mut bytes = encoded(|encoder, name, out| encoder.page(BLOCK, name, index * PAGE, out));
+    bytes.extend_from_slice(&content(index));
+    bytes
+}
+
+/// A guest that reads a page.
+fn reader(destination: &Destination, index: u64) -> JoinHandle<[u8; PAGE_BYTES]> {
+    let ram = destination.ram.clone();
+    std::thread::spawn(move || guest_reads(&ram, index))
+}
+
+/// The page that is asked for next.
+fn next_request(messages: &mpsc::Receiver<ReturnMessage>) -> u64 {
+    match messages.recv().unwrap() {
+        ReturnMessage::RequestPages { pages, .. } => pages.start / PAGE,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What comes on the return path, as it comes.
+fn heard(requests: Link) -> mpsc::Receiver<ReturnMessage> {
+    let (say, messages) = mpsc::channel();
+    std::thread::spawn(move || for_each_message(requests.split().0, |message| say.send(message).is_ok()));
+    messages
+}
+
+#[test]
+fn a_page_that_comes_in_part_keeps_no_other_fault_waiting() {
+    if !ready() {
+        return;
+    }
+    let (destination, requests, mut preempt) = connected();
+    let messages = heard(requests);
+    let first = reader(&destination, 1);
+    assert_eq!(next_request(&messages), 1);
+    let bytes = answer(1);
+    let (half, rest) = bytes.split_at(bytes.len() / 2);
+    preempt.write_all(half).unwrap();
+    // The thread has begun with the page, or is about to: either way it hears the next fault.
+    let second = reader(&destination, 2);
+    assert_eq!(next_request(&messages), 2);
+    for byte in rest {
+        preempt.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(first.join().unwrap(), content(1));
+    preempt.write_all(&answer(2)).unwrap();
+    assert_eq!(second.join().unwrap(), content(2));
+}
+
+#[test]
+fn a_peer_that_reads_no_requests_keeps_no_page_from_its_place() {
+    if !ready() {
+        return;
+    }
+    let (destination, requests, mut preempt) = connected();
+    let waiting = reader(&destination, 1);
+    // More than both kernels hold of a message that nobody reads.
+    let block = BlockName::new("pc.ram").unwrap();
+    let bitmap: Vec<u8> = (0..8 << 20).map(|at: u32| at as u8).collect();
+    let long = ReturnMessage::RecvBitmap(ReceivedPages { block, bitmap });
+    destination.faults.send(long.clone()).unwrap();
+    destination.faults.send(ReturnMessage::Pong(7)).unwrap();
+    preempt.write_all(&answer(1)).unwrap();
+    assert_eq!(waiting.join().unwrap(), content(1));
+    // Everything is heard in the end, whole and in order; the fault may have come before or after its neighbours.
+    let late = reader(&destination, 2);
+    let messages = heard(requests);
+    let mut said: Vec<ReturnMessage> = messages.iter().take(3).collect();
+    said.retain(|message| !matches!(message, ReturnMessage::RequestPages { .. }));
+    if said.len() == 1 {
+        said.extend(messages.iter().find(|message| !matches!(message, ReturnMessage::RequestPages { .. })));
+    }
+    assert!(said == [long, ReturnMessage::Pong(7)], "cut, or out of order");
+    preempt.write_all(&answer(2)).unwrap();
+    assert_eq!(late.join().unwrap(), content(2));
+}
+
+#[test]
+fn a_peer_that_reads_nothing_until_the_deadline_is_lost() {
+    if !ready() {
+        return;
+    }
+    let destination = Destination::listening(ram(Kind::Memfd, 8));
+    let (back, _requests) = Link::pair().unwrap();
+    let (_, mut writer) = back.split();
+    writer.set_deadline(Some(Duration::from_millis(1))).unwrap();
+    destination.faults.connect(writer).unwrap();
+    let block = BlockName::new("pc.ram").unwrap();
+    let long = ReturnMessage::RecvBitmap(ReceivedPages { block, bitmap: vec![1; 8 << 20] });
+    destination.faults.send(long).unwrap();
+    let FaultReport::Lost(error) = destination.reports.recv().unwrap() else { panic!("not lost") };
+    assert!(matches!(error.failure, Failure::TimedOut { .. }), "{error:?}");
+    drop(destination.faults.stop().unwrap());
+}
+
+#[test]
+fn a_channel_that_is_cut_in_an_answer_is_replaced_and_the_page_comes_on_the_other() {
+    if !ready() {
+        return;
+    }
+    let (destination, requests, mut preempt) = connected();
+    let messages = heard(requests);
+    let waiting = reader(&destination, 1);
+    assert_eq!(next_request(&messages), 1);
+    preempt.write_all(&answer(1)[..PAGE_BYTES]).unwrap();
+    drop(preempt);
+    let FaultReport::PreemptEnded(Err(PreemptError::Transport(error))) = destination.reports.recv().unwrap()
+    else {
+        panic!("the end of the channel is not told")
+    };
+    assert!(error.is_loss());
+    let (near, mut other) = Link::pair().unwrap();
+    destination.faults.receive(near.split().0).unwrap();
+    other.write_all(&answer(1)).unwrap();
+    assert_eq!(waiting.join().unwrap(), content(1));
 }

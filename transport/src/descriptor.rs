@@ -69,6 +69,28 @@ impl Descriptor {
         })
     }
 
+    /// Receives what is there; `None` if nothing is, 0 at the end of the stream.
+    pub(crate) fn read_ready(&self, out: &mut [u8]) -> Result<Option<usize>, Failure> {
+        self.transfer_ready(|fd| {
+            Ok(match self.kind {
+                Kind::Socket => recv(fd.as_raw_fd(), out, MsgFlags::MSG_DONTWAIT)?,
+                Kind::Pipe | Kind::File => nix::unistd::read(fd, out)?,
+            })
+        })
+    }
+
+    /// Sends what the kernel takes now; `None` if it takes nothing.
+    pub(crate) fn write_ready(&self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let written = self.transfer_ready(|fd| {
+            Ok(match self.kind {
+                Kind::Socket => send(fd.as_raw_fd(), bytes, flags)?,
+                Kind::Pipe | Kind::File => nix::unistd::write(fd, bytes)?,
+            })
+        })?;
+        if written == Some(0) { Err(Failure::NoProgress) } else { Ok(written) }
+    }
+
     /// Sends what the kernel takes, at least a byte.
     pub(crate) fn write(&self, bytes: &[u8], patience: Option<Duration>) -> Result<usize, Failure> {
         let written = self.transfer(Direction::Sending, patience, |fd| {
@@ -110,6 +132,26 @@ impl Descriptor {
                     }
                 }
                 _ => return Err(failure.into()),
+            }
+        }
+    }
+
+    /// Makes `call`, which must not wait; `None` if there is nothing to move now.
+    fn transfer_ready(
+        &self,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Result<Option<usize>, Failure> {
+        loop {
+            let outcome = call(self.fd.as_fd());
+            // A socket that our own handle shut down looks like one that the peer has ended.
+            if self.stop.is_asked() {
+                return Err(Failure::ShutDown);
+            }
+            match outcome {
+                Ok(count) => return Ok(Some(count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -1,5 +1,7 @@
 //! A connected stream, and its two halves.
 
+mod ready;
+
 use crate::descriptor::{Descriptor, Direction, Kind};
 use crate::error::{During, Failure, Role, TransportError};
 use crate::exec::Reaped;
@@ -12,7 +14,7 @@ use nix::sys::stat::{SFlag, fstat};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most that can be looked at without taking it: the longest thing by which a channel is told from another is the
 /// multifd init packet of 64 bytes (wire 4.2).
@@ -41,6 +43,8 @@ pub struct LinkWriter {
     half: Half,
     /// What the kernel has not copied and still holds, where guest pages are sent so.
     zero_copy: Option<ZeroCopy>,
+    /// Since when the kernel has taken nothing of what was to be sent without waiting.
+    full_since: Option<Instant>,
 }
 
 /// What both directions are made of.
@@ -76,7 +80,11 @@ impl Link {
         };
         Self {
             reader: LinkReader { half: half(ends.receiving, Direction::Receiving), peeked: Vec::new() },
-            writer: LinkWriter { half: half(ends.sending, Direction::Sending), zero_copy: None },
+            writer: LinkWriter {
+                half: half(ends.sending, Direction::Sending),
+                zero_copy: None,
+                full_since: None,
+            },
         }
     }
 

@@ -239,3 +239,57 @@ fn standard_traits_read_and_write_it() {
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "over");
 }
+
+#[test]
+fn what_is_not_here_yet_is_not_waited_for_and_the_end_is_told_from_it() {
+    for (left, right) in each_socket() {
+        let (mut reader, _back) = left.split();
+        let (_unread, mut writer) = right.split();
+        let mut bytes = [0; 8];
+        assert_eq!(reader.read_ready(&mut bytes).unwrap(), None);
+        assert_eq!(writer.write_ready(&[1, 2, 3]).unwrap(), 3);
+        assert_eq!(reader.read_ready(&mut bytes).unwrap(), Some(3), "loopback has handed it over");
+        assert_eq!(bytes[..3], [1, 2, 3]);
+        writer.finish().unwrap();
+        assert_eq!(reader.read_ready(&mut bytes).unwrap(), Some(0));
+        reader.shutdown_handle().shutdown();
+        assert!(matches!(failure(reader.read_ready(&mut bytes)), Failure::ShutDown));
+    }
+}
+
+#[test]
+fn what_was_peeked_at_is_ready() {
+    let (mut left, mut right) = Link::pair().unwrap();
+    right.write_all(&[1, 2, 3, 4]).unwrap();
+    assert_eq!(left.peek(2).unwrap(), [1, 2]);
+    let (mut reader, _writer) = left.split();
+    let mut bytes = [0; 8];
+    assert_eq!(reader.read_ready(&mut bytes).unwrap(), Some(2));
+    assert_eq!(reader.read_ready(&mut bytes).unwrap(), Some(2));
+    assert_eq!(bytes[..2], [3, 4]);
+}
+
+#[test]
+fn a_kernel_that_takes_nothing_is_no_error_before_the_deadline() {
+    for (left, right) in each_socket() {
+        let (_back, mut writer) = left.split();
+        let sent = pattern(MORE_THAN_BUFFERS);
+        let mut taken = 0;
+        while let count @ 1.. = writer.write_ready(&sent[taken..]).unwrap() {
+            taken += count;
+        }
+        writer.set_deadline(Some(MOMENT)).unwrap();
+        let late = loop {
+            match writer.write_ready(&sent[taken..]) {
+                // TCP moves what it holds to the peer's buffer, and then takes more.
+                Ok(count) => taken += count,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(late.failure, Failure::TimedOut { after } if after == MOMENT), "{late:?}");
+        let (mut reader, _unused) = right.split();
+        let mut received = vec![0; taken];
+        reader.read_exact(&mut received).unwrap();
+        assert_eq!(received, sent[..taken]);
+    }
+}

@@ -7,9 +7,7 @@ use crate::ram::PostcopyRam;
 use crate::stream::StreamReader;
 use crossbeam_channel::{Receiver, Sender, never, select};
 use limosa_pages::{BlockName, PageCount};
-use limosa_postcopy::{
-    FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, PreemptReceiver, UffdSink,
-};
+use limosa_postcopy::{FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, UffdSink};
 use limosa_protocol::{DestinationEvent, KernelThread, LinkRole, Loss, LossReason, PostcopyStream};
 use limosa_transport::{Link, LinkReader, LinkWriter, Listener, Role, ShutdownHandle};
 use limosa_wire::{ReturnMessage, SectionId, StreamDecoder};
@@ -83,7 +81,6 @@ struct Connection {
     reader: JoinHandle<StreamReader>,
     /// What its reader says; it dies with the connection (I8).
     said: Receiver<Said>,
-    preempt: Option<PreemptReceiver>,
     /// Where its other links come from.
     listener: Option<Listener>,
 }
@@ -109,7 +106,7 @@ impl Postcopy {
         sink.watch_threads(vcpus);
         let say = inbox.say.clone();
         // Without waiting: the coordinator may be waiting for that thread. A full inbox has enough to say.
-        let report = move |report| drop(say.try_send(of_fault_thread(report)));
+        let report = move |report| drop(of_fault_thread(report).map(|said| say.try_send(said)));
         let faults = FaultThread::start(Arc::clone(&sink), report)?;
         let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
         Ok(Self {
@@ -151,7 +148,7 @@ impl Postcopy {
             received: Arc::clone(&self.received),
         };
         let reader = reader.start().map_err(LoadFault::Thread)?;
-        self.connection = Some(Connection { main, reader, said, preempt: None, listener });
+        self.connection = Some(Connection { main, reader, said, listener });
         Ok(())
     }
 
@@ -162,15 +159,7 @@ impl Postcopy {
             let listener = connection.listener.as_mut().ok_or(LoadFault::SingleConnection)?;
             let mut link = listener.accept(Some(Instant::now() + PREEMPT_PATIENCE))?;
             link.set_role(Role::Preempt);
-            let say = self.inbox.say.clone();
-            let ended = move |outcome| match outcome {
-                // The source has no more on it. What is missing then is told by what follows on the main link.
-                Ok(()) => {}
-                // Without waiting: whoever ends this thread waits for it. A full inbox has enough to say.
-                Err(error) => drop(say.try_send(of_preempt(error))),
-            };
-            let (reader, _) = link.split();
-            connection.preempt = Some(PreemptReceiver::start(reader, Arc::clone(self.ram.sink()), ended)?);
+            self.faults.receive(link.split().0).map_err(|_| LoadFault::NoFaultThread)?;
         }
         self.faults.ask().map_err(|_| LoadFault::NoFaultThread)
     }
@@ -274,8 +263,8 @@ impl Postcopy {
         self.stop_accepting();
         let answers = self.faults.stop().ok().flatten();
         let mut main = None;
-        if let Some(Connection { main: link, reader, said, preempt, .. }) = self.connection {
-            drop((said, preempt));
+        if let Some(Connection { main: link, reader, said, .. }) = self.connection {
+            drop(said);
             // One that still reads takes what the source sends: unread bytes would destroy our last word (wire 2.3).
             let deadline = Instant::now() + DRAIN_TIME;
             while !reader.is_finished() && Instant::now() < deadline {
@@ -317,7 +306,7 @@ impl Connection {
     fn end(self) {
         self.main.shutdown();
         // A reader that waits to be heard goes on when nobody will hear it.
-        drop((self.said, self.preempt));
+        drop(self.said);
         drop(self.reader.join()); // A panic has closed nothing that is still needed.
     }
 }
@@ -327,8 +316,9 @@ fn start_mapper(sink: Arc<UffdSink>) -> io::Result<JoinHandle<()>> {
     Builder::new().name("postcopy-map".to_owned()).spawn(move || drop(sink.map_received()))
 }
 
-fn of_fault_thread(report: FaultReport) -> Said {
-    match report {
+/// What a report of the fault thread is to the machine, if it concerns it.
+fn of_fault_thread(report: FaultReport) -> Option<Said> {
+    Some(match report {
         FaultReport::Lost(error) => {
             let loss = Loss { role: LinkRole::ReturnPath, reason: loss_reason(&error) };
             Said::Failed(DestinationEvent::Lost(loss), error.into())
@@ -336,7 +326,10 @@ fn of_fault_thread(report: FaultReport) -> Said {
         FaultReport::Failed(failure) => {
             Said::Failed(DestinationEvent::LoadFailed { section: None }, failure.into())
         }
-    }
+        // The source has no more on it. What is missing then is told by what follows on the main link.
+        FaultReport::PreemptEnded(Ok(())) => return None,
+        FaultReport::PreemptEnded(Err(error)) => of_preempt(error),
+    })
 }
 
 fn of_preempt(error: PreemptError) -> Said {

@@ -2,13 +2,11 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PAGE_BYTES, PageIndex, ReceivedMap};
-use limosa_postcopy::{
-    FaultHint, FaultReport, FaultThread, PreemptReceiver, UffdSink, UrgentServer, UrgentStatistics, probe,
-};
+use limosa_postcopy::{FaultHint, FaultReport, FaultThread, UffdSink, UrgentServer, UrgentStatistics, probe};
 use limosa_ram::{GuestRam, RamBlock};
 use limosa_transport::{Link, LinkReader};
 use limosa_wire::{ReturnDecoder, ReturnMessage, Step};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 pub(crate) const BLOCK: BlockId = BlockId(0);
@@ -129,7 +127,7 @@ pub(crate) struct Destination {
     pub(crate) ram: GuestRam,
     pub(crate) sink: Arc<UffdSink>,
     pub(crate) faults: FaultThread,
-    pub(crate) preempt: Option<PreemptReceiver>,
+    pub(crate) reports: mpsc::Receiver<FaultReport>,
     pub(crate) source: Option<Source>,
 }
 
@@ -142,9 +140,14 @@ impl Destination {
 
     pub(crate) fn listening_with(ram: GuestRam, received: Arc<ReceivedMap>) -> Self {
         let sink = Arc::new(UffdSink::listen(ram.clone(), received).unwrap());
-        let report = |report| assert!(matches!(report, FaultReport::Lost(_)), "{report:?}");
+        let (say, reports) = mpsc::channel();
+        let report = move |report| {
+            assert!(!matches!(report, FaultReport::Failed(_)), "{report:?}");
+            // A test that is over hears no more.
+            let _ = say.send(report);
+        };
         let faults = FaultThread::start(Arc::clone(&sink), report).unwrap();
-        Self { ram, sink, faults, preempt: None, source: None }
+        Self { ram, sink, faults, reports, source: None }
     }
 
     /// Connects it with a source that owes `dirty`.
@@ -152,16 +155,14 @@ impl Destination {
         let (back, requests) = Link::pair().unwrap();
         let (near, far) = Link::pair().unwrap();
         self.source = Some(Source::start(source.clone(), Arc::clone(dirty), requests.split().0, far));
-        let ended = |outcome: Result<(), _>| drop(outcome);
-        self.preempt = Some(PreemptReceiver::start(near.split().0, Arc::clone(&self.sink), ended).unwrap());
         self.faults.connect(back.split().1).unwrap();
+        self.faults.receive(near.split().0).unwrap();
         self.faults.ask().unwrap();
     }
 
     /// Cuts both links and waits until nothing more comes. Returns what the source has measured.
     pub(crate) fn cut(&mut self) -> UrgentStatistics {
         self.faults.disconnect().unwrap();
-        self.preempt.take().unwrap().stop();
         self.source.take().unwrap().finish()
     }
 }

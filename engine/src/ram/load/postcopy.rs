@@ -87,9 +87,9 @@ impl PostcopyRam {
 /// little and let a vCPU wait that needs their first page.
 const PLACED_TOGETHER: PageCount = PageCount(16);
 
-/// The records of the main channel (wire 5.6). The one for urgent pages is a [`PreemptReceiver`]'s.
+/// The records of the main channel (wire 5.6). The one for urgent pages is the [`FaultThread`]'s.
 ///
-/// [`PreemptReceiver`]: limosa_postcopy::PreemptReceiver
+/// [`FaultThread`]: limosa_postcopy::FaultThread
 pub(crate) struct RamArrivals {
     sink: Arc<UffdSink>,
     counters: Arc<RamCounters>,
