@@ -92,21 +92,22 @@ struct Connection {
     sent: usize,
 }
 
-/// What the thread waits for.
-#[derive(Clone, Copy, Debug)]
+/// What the thread waits for. Room on the return path is not among it: it is tried after every wait, so that its deadline
+/// is heeded whatever else there is to do.
+#[derive(Clone, Copy, Debug, Default)]
 struct Ready {
     faults: bool,
-    orders: bool,
+    bell: bool,
     /// Something has come on the preempt channel, or its end.
     answers: bool,
-    /// The return path takes more, or has taken nothing for too long.
-    room: bool,
 }
 
 struct Worker {
     sink: Arc<UffdSink>,
     orders: Receiver<Order>,
     bell: Arc<EventFd>,
+    /// The bell has rung, and not all that was ordered has been done: it waits until everything before it is sent.
+    ordered: bool,
     connection: Option<Connection>,
     preempt: Option<PreemptReader>,
     report: Box<dyn FnMut(FaultReport) + Send>,
@@ -137,6 +138,7 @@ impl FaultThread {
             sink,
             orders: inbox,
             bell: Arc::clone(&bell),
+            ordered: false,
             connection: None,
             preempt: None,
             report: Box::new(report),
@@ -224,6 +226,8 @@ impl FaultThread {
     fn shut_link(&self) {
         if let Some(link) = self.link.lock().take() {
             link.shutdown();
+            // A pipe that was shut down on this side wakes nobody who waits for room in it.
+            self.ring();
         }
     }
 
@@ -271,12 +275,16 @@ impl Worker {
             if ready.faults {
                 self.serve_faults()?;
             }
-            if ready.room {
+            if self.has_unsent() {
                 self.write();
                 self.request();
             }
-            if ready.orders && !self.follow_orders() {
-                self.finish();
+            if ready.bell {
+                // Before the inbox is read: what is ordered after that rings again.
+                let _ = self.bell.read(); // EAGAIN only if nobody has rung.
+                self.ordered = true;
+            }
+            if self.ordered && !self.has_unsent() && !self.follow_orders() {
                 return Ok(());
             }
         }
@@ -287,12 +295,11 @@ impl Worker {
         let unsent = self.connection.as_ref().filter(|connection| !connection.unsent.is_empty());
         let room = unsent.and_then(|connection| connection.link.descriptor().ok());
         let answers = self.preempt.as_ref().and_then(|preempt| preempt.descriptor().ok());
-        let heed = if unsent.is_some() { PollFlags::empty() } else { PollFlags::POLLIN };
         let nothing = || PollFd::new(self.bell.as_fd(), PollFlags::empty());
         let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut watched = [
             watch(self.sink.descriptor()),
-            PollFd::new(self.bell.as_fd(), heed),
+            watch(self.bell.as_fd()),
             answers.map_or_else(nothing, watch),
             room.map_or_else(nothing, |fd| PollFd::new(fd, PollFlags::POLLOUT)),
         ];
@@ -301,20 +308,17 @@ impl Worker {
         let patience = patience.map_or(PollTimeout::NONE, |patience| {
             PollTimeout::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
         });
-        let waited = match poll(&mut watched, patience) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => {
-                return Ok(Ready { faults: false, orders: false, answers: false, room: false });
-            }
+        match poll(&mut watched, patience) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(errno) => return Err(FaultFailure::Poll(errno.into())),
-        };
+        }
         let ready = |at: usize| watched[at].any().unwrap_or(true);
-        Ok(Ready {
-            faults: ready(0),
-            orders: ready(1),
-            answers: answers.is_some() && ready(2),
-            room: room.is_some() && (ready(3) || waited == 0),
-        })
+        Ok(Ready { faults: ready(0), bell: ready(1), answers: answers.is_some() && ready(2) })
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| !connection.unsent.is_empty())
     }
 
     /// Puts in what has come on the preempt channel.
@@ -340,11 +344,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Does what was ordered; `false` at the end.
+    /// Does what was ordered, as long as all that there is to send is sent; `false` at the end.
     fn follow_orders(&mut self) -> bool {
-        // Read before the inbox: what is ordered after that rings again.
-        let _ = self.bell.read(); // EAGAIN if somebody else's order was followed with the last ones.
-        loop {
+        while !self.has_unsent() {
             match self.orders.try_recv() {
                 Ok(Order::Send(message)) => {
                     if let Some(connection) = &mut self.connection {
@@ -356,7 +358,10 @@ impl Worker {
                     self.sink.table().pause();
                     self.connection = Some(Connection { link, block: None, unsent: Vec::new(), sent: 0 });
                 }
-                Ok(Order::Receive(link)) => self.preempt = Some(PreemptReader::new(link)),
+                Ok(Order::Receive(link)) => {
+                    self.preempt = Some(PreemptReader::new(link));
+                    self.receive(); // Bytes that somebody peeked at make no descriptor readable.
+                }
                 Ok(Order::Ask) => {
                     if self.connection.is_some() {
                         self.sink.table().resume();
@@ -367,15 +372,14 @@ impl Worker {
                     self.drop_connection();
                     self.preempt = None;
                 }
-                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty) => {
+                    self.ordered = false;
+                    return true;
+                }
                 Err(TryRecvError::Disconnected) => return false,
             }
-            if self.connection.as_ref().is_some_and(|connection| !connection.unsent.is_empty()) {
-                // The rest waits for room; the bell was read.
-                let _ = self.bell.write(1);
-                return true;
-            }
         }
+        true // The rest waits for room.
     }
 
     /// Asks for whatever is to be asked, with one write; later, if something else is still to be sent.
@@ -415,15 +419,6 @@ impl Worker {
         if *sent == unsent.len() {
             unsent.clear();
             *sent = 0;
-        }
-    }
-
-    /// Sends the rest of what was ordered; nobody waits for a page of this thread any more.
-    fn finish(&mut self) {
-        let Some(Connection { link, unsent, sent, .. }) = &mut self.connection else { return };
-        if let Err(error) = link.write_all(&unsent[*sent..]) {
-            self.drop_connection();
-            (self.report)(FaultReport::Lost(error));
         }
     }
 

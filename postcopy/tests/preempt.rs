@@ -5,7 +5,7 @@ mod ring;
 
 use limosa_pages::{BlockName, PAGE_BYTES, PageCount};
 use limosa_postcopy::{FaultReport, PreemptError};
-use limosa_transport::{Failure, Link};
+use limosa_transport::{Failure, Link, Role};
 use limosa_wire::{RamEncoder, ReceivedPages, ReturnMessage};
 use ring::{BLOCK, Destination, Kind, content, for_each_message, guest_reads, page, ram, ready};
 use std::sync::mpsc;
@@ -197,6 +197,50 @@ fn a_peer_that_reads_nothing_until_the_deadline_is_lost() {
     let FaultReport::Lost(error) = destination.reports.recv().unwrap() else { panic!("not lost") };
     assert!(matches!(error.failure, Failure::TimedOut { .. }), "{error:?}");
     drop(destination.faults.stop().unwrap());
+}
+
+#[test]
+fn a_peer_that_reads_nothing_is_lost_at_the_deadline_however_busy_it_is_otherwise() {
+    if !ready() {
+        return;
+    }
+    let destination = Destination::listening(ram(Kind::Memfd, 8));
+    let (back, _requests) = Link::pair().unwrap();
+    let (_, mut writer) = back.split();
+    // Longer than it takes to send a byte, so that no wait of the thread ends for want of something to do.
+    writer.set_deadline(Some(Duration::from_millis(200))).unwrap();
+    destination.faults.connect(writer).unwrap();
+    let (near, mut preempt) = Link::pair().unwrap();
+    destination.faults.receive(near.split().0).unwrap();
+    let block = BlockName::new("pc.ram").unwrap();
+    let long = ReturnMessage::RecvBitmap(ReceivedPages { block, bitmap: vec![1; 8 << 20] });
+    destination.faults.send(long).unwrap();
+    // Zeros that are here already are taken and change nothing: the stream need never end.
+    let zeros = encoded(|encoder, name, out| encoder.zero(BLOCK, name, PAGE, out));
+    let told = loop {
+        preempt.write_all(&zeros).unwrap();
+        if let Ok(told) = destination.reports.try_recv() {
+            break told;
+        }
+    };
+    let FaultReport::Lost(error) = told else { panic!("{told:?}") };
+    assert!(matches!(error.failure, Failure::TimedOut { .. }), "{error:?}");
+}
+
+#[test]
+fn a_return_path_that_is_a_full_pipe_can_be_given_up() {
+    if !ready() {
+        return;
+    }
+    let destination = Destination::listening(ram(Kind::Memfd, 8));
+    let (_unread, pipe) = std::io::pipe().unwrap();
+    destination.faults.connect(Link::from_fd(pipe.into(), Role::Main).unwrap().split().1).unwrap();
+    let block = BlockName::new("pc.ram").unwrap();
+    let long = ReturnMessage::RecvBitmap(ReceivedPages { block, bitmap: vec![1; 8 << 20] });
+    destination.faults.send(long).unwrap();
+    destination.faults.disconnect().unwrap();
+    let FaultReport::Lost(error) = destination.reports.recv().unwrap() else { panic!("not lost") };
+    assert!(matches!(error.failure, Failure::ShutDown), "{error:?}");
 }
 
 #[test]

@@ -106,7 +106,11 @@ impl Postcopy {
         sink.watch_threads(vcpus);
         let say = inbox.say.clone();
         // Without waiting: the coordinator may be waiting for that thread. A full inbox has enough to say.
-        let report = move |report| drop(of_fault_thread(report).map(|said| say.try_send(said)));
+        let report = move |report| {
+            if let Some(said) = of_fault_thread(report) {
+                drop(say.try_send(said));
+            }
+        };
         let faults = FaultThread::start(Arc::clone(&sink), report)?;
         let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
         Ok(Self {
