@@ -72,17 +72,18 @@ impl Proxy {
         let thread = std::thread::spawn(move || {
             let (lives, over) = bounded(0);
             let passing: Vec<_> = (0..=channels)
-                .map(|_| {
+                .map_while(|_| {
                     let source = listener.accept().unwrap().0;
-                    let destination = TcpStream::connect(destination).unwrap();
+                    // A destination that an earlier channel has made fail does not listen any more.
+                    let destination = TcpStream::connect(destination).ok()?;
                     source.set_nodelay(true).unwrap();
                     destination.set_nodelay(true).unwrap();
                     let passage = Passage { source, destination, lives: lives.clone(), over: over.clone() };
                     let mischief = mischief.clone();
-                    std::thread::spawn(move || passage.pass(victim, mischief))
+                    Some(std::thread::spawn(move || passage.pass(victim, mischief)))
                 })
                 .collect();
-            drop(lives);
+            drop((listener, lives));
             let mut recorded: Vec<_> =
                 passing.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
             recorded.sort_by_key(|channel| channel.number);
