@@ -96,7 +96,8 @@ fn carry_stream(mut from: UnixStream, mut to: UnixStream, hold: Hold, held: &Sen
             let sent = io::copy(&mut (&mut after).chain(&mut from).take(all_but_one), &mut to)?;
             assert_eq!(sent, all_but_one);
         }
-        return Ok(held.send(()).unwrap_or_default());
+        held.send(()).expect("the test goes on");
+        return Ok(());
     }
 }
 
@@ -108,7 +109,8 @@ fn carry_answers(mut from: UnixStream, mut to: UnixStream, hold: Hold, held: &Se
         message.resize(4 + usize::from(length), 0);
         from.read_exact(&mut message[4..])?;
         if matches!(hold, Hold::Answer(awaited) if awaited == message) {
-            return Ok(held.send(()).unwrap_or_default());
+            held.send(()).expect("the test goes on");
+            return Ok(());
         }
         to.write_all(&message)?;
     }
