@@ -2,6 +2,7 @@
 
 use crate::incoming::IncomingChannels;
 use crate::parameters::{Capabilities, Parameters};
+use crate::savevm::ChannelSync;
 use limosa_protocol::FeatureWishes;
 use limosa_wire::multifd::Compression;
 use limosa_wire::{Features, MultifdSettings};
@@ -15,12 +16,18 @@ pub(crate) const OFFERED: Features = Features::from_bits(
 );
 
 /// What a source asks for.
-pub(crate) fn wishes(parameters: &Parameters, capabilities: &Capabilities) -> FeatureWishes {
+pub(crate) fn wishes(
+    parameters: &Parameters,
+    capabilities: &Capabilities,
+    sync: ChannelSync,
+) -> FeatureWishes {
     let required = match multifd_settings(parameters, capabilities).compression {
         Compression::PerPacket => Features::PER_PACKET_CODECS,
         _ => Features::NONE,
     };
-    let postcopy = match (capabilities.postcopy_ram, capabilities.multifd) {
+    // Where every section has its synchronisation point, those of a push would have one too, for nothing.
+    let pushes = capabilities.multifd && sync == ChannelSync::PerRound;
+    let postcopy = match (capabilities.postcopy_ram, pushes) {
         (true, true) => Features::RUNNING_ANSWERS | Features::POSTCOPY_CHANNELS,
         (true, false) => Features::RUNNING_ANSWERS,
         (false, _) => Features::NONE,

@@ -258,6 +258,14 @@ impl SendChannels {
         self.queue.sync()
     }
 
+    /// From now on no packet holds deltas: the other side drops what it had of the pages. To be called at a synchronisation
+    /// point.
+    pub fn forget_versions(&self) {
+        if let Some(encoders) = &self.encoders {
+            encoders.forget_versions();
+        }
+    }
+
     /// Ends the links after everything that was submitted. Only for a migration that has completed: a channel that
     /// ends early is a failure to the other side.
     ///

@@ -2,6 +2,7 @@
 
 use crossbeam_utils::CachePadded;
 use limosa_pages::{ByteCount, PageCount};
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,19 @@ pub struct ChannelStatistics {
     pub waiting_for_codec: Duration,
     /// Synchronisation points before which the kernel copied every page that was to leave without a copy.
     pub missed_zero_copy: u64,
+}
+
+impl AddAssign for ChannelStatistics {
+    fn add_assign(&mut self, more: Self) {
+        self.bytes += more.bytes;
+        self.packets += more.packets;
+        self.normal += more.normal;
+        self.zero += more.zero;
+        self.transferring += more.transferring;
+        self.waiting += more.waiting;
+        self.waiting_for_codec += more.waiting_for_codec;
+        self.missed_zero_copy += more.missed_zero_copy;
+    }
 }
 
 /// The batches between the coordinator and the sending channels.

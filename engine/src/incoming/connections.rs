@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long a new connection may keep to itself what it is. Sources say it at once (wire 4.3).
 const INTRODUCTION: Duration = Duration::from_secs(30);
 
-/// The same for a connection that nobody waits for. The stream stands meanwhile.
+/// The same for a connection that nobody waits for, or in a recovery. The stream stands meanwhile.
 const LATE_INTRODUCTION: Duration = Duration::from_millis(200);
 
 /// Where a stream comes from.
@@ -101,11 +101,7 @@ impl Company {
         {
             return Err(LoadFault::ExtraChannel { expected });
         }
-        let channels = self.wanted.map(|IncomingChannels { compression, sync, uuid, .. }| {
-            let &IncomingConfig { codec_workers, sync_patience, .. } = config;
-            let ours = ReceiveConfig { uuid, compression, codec_workers, sync_patience, on_failure: None };
-            ReceiveLinks { links: self.links, config: ours, sync }
-        });
+        let channels = self.wanted.map(|wanted| receive_links(self.links, &wanted, config));
         Ok((channels, self.listener))
     }
 
@@ -132,6 +128,38 @@ impl Company {
         self.links.push(ReceiveLink::new(link.split().0));
         Ok(None)
     }
+}
+
+/// The channels of a recovery: the source has connected them, in front of the preempt link, before it says RESUME (wire 14.3).
+///
+/// # Errors
+/// If they have not come by `deadline`, or something else has.
+pub(super) fn accept_channels(
+    listener: &mut Listener,
+    wanted: &IncomingChannels,
+    config: &IncomingConfig,
+    deadline: Instant,
+) -> Result<ReceiveLinks, LoadFault> {
+    let mut links = Vec::new();
+    while links.len() < usize::from(wanted.count) {
+        let mut link = listener.accept(Some(deadline))?;
+        if !is_channel(&mut link, LATE_INTRODUCTION)? {
+            return Err(LoadFault::SecondStream);
+        }
+        links.push(ReceiveLink::new(link.split().0));
+    }
+    Ok(receive_links(links, wanted, config))
+}
+
+fn receive_links(
+    links: Vec<ReceiveLink>,
+    wanted: &IncomingChannels,
+    config: &IncomingConfig,
+) -> ReceiveLinks {
+    let &IncomingChannels { compression, sync, uuid, .. } = wanted;
+    let &IncomingConfig { codec_workers, sync_patience, .. } = config;
+    let ours = ReceiveConfig { uuid, compression, codec_workers, sync_patience, on_failure: None };
+    ReceiveLinks { links, config: ours, sync }
 }
 
 /// Whether a new connection is a multifd channel. If not, it is a main stream.

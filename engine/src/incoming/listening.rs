@@ -95,6 +95,7 @@ impl Running {
                 Ok(())
             }
             DestinationAction::SendBitmap { block } => self.postcopy().send_bitmap(&block),
+            DestinationAction::TakeLinks => self.postcopy().take_links(),
             DestinationAction::ResumeFaults => self.postcopy().ask(),
             _ => unreachable!("the loader does the others"),
         };
@@ -117,16 +118,18 @@ impl Running {
         let (_, ram) = self.loader.savevm.ram_mut().expect("a section of it has come");
         let ram = ram.listen()?;
         let inbox = self.inbox.take().expect("LISTEN comes once");
-        let config = self.loader.config.postcopy.expect("the machine knows whether it is enabled");
+        let mut config = self.loader.config.clone();
+        config.channels = config.channels.filter(|_| self.channels_in_postcopy);
         let received = Arc::clone(&self.loader.shared.received);
         let vcpus = self.loader.vm.vcpu_threads();
-        let mut postcopy = Postcopy::listen(ram, section, config.preempt, inbox, received, &vcpus)?;
+        let mut postcopy = Postcopy::listen(ram, section, config, inbox, received, &vcpus)?;
         *self.loader.shared.faults.lock() = Some(Arc::clone(postcopy.sink()));
         let main = self.main.take().expect("it has been read until now");
         let answers = self.answers.take().expect("the machine wants a return path for postcopy").into_link();
         let order = self.machine.postcopy_stream();
         let connected = postcopy.connect(self.main_link.clone(), main, order, answers, self.listener.take());
-        let asked = connected.and_then(|()| postcopy.ask());
+        // The channels of precopy go on.
+        let asked = connected.and_then(|()| postcopy.take_preempt()).and_then(|()| postcopy.ask());
         self.postcopy = Some(postcopy);
         asked
     }

@@ -1,7 +1,8 @@
 //! The destination in postcopy: what the coordinator owns beside the list, and how it pauses and goes on.
 
-use super::DRAIN_TIME;
+use super::connections::accept_channels;
 use super::main_reader::{Feed, MainReader};
+use super::{DRAIN_TIME, IncomingConfig};
 use crate::error::{LoadFault, loss_reason};
 use crate::ram::PostcopyRam;
 use crate::stream::StreamReader;
@@ -20,8 +21,8 @@ use std::time::{Duration, Instant};
 /// What may wait for the coordinator. Each thread says little: a command, its end.
 const INBOX: usize = 64;
 
-/// How long the source may take to connect the channel for urgent pages. It does so before it sends what makes us wait.
-const PREEMPT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the source may take to connect the links beside the main one. It does so before it sends what makes us wait.
+const LINKS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the last pages may take after the end of the stream: those that are still on the channel for urgent pages.
 const LAST_PAGES: Duration = Duration::from_secs(10);
@@ -70,7 +71,8 @@ pub(super) struct Postcopy {
     inbox: Inbox,
     /// Bytes of the present connection.
     received: Arc<AtomicU64>,
-    preempt: bool,
+    /// Its channels are those that carry the push.
+    config: IncomingConfig,
     /// Short waits for the processor while the guest waits for pages, where we may have them.
     _hold: Option<LatencyHold>,
 }
@@ -97,7 +99,7 @@ impl Postcopy {
     pub(super) fn listen(
         ram: PostcopyRam,
         section: SectionId,
-        preempt: bool,
+        config: IncomingConfig,
         inbox: Inbox,
         received: Arc<AtomicU64>,
         vcpus: &[KernelThread],
@@ -122,7 +124,7 @@ impl Postcopy {
             acceptor: None,
             inbox,
             received,
-            preempt,
+            config,
             _hold: LatencyHold::acquire(),
         })
     }
@@ -156,15 +158,31 @@ impl Postcopy {
         Ok(())
     }
 
-    /// Takes the connection for urgent pages, where there is to be one, and asks for all that is missed.
-    pub(super) fn ask(&mut self) -> Result<(), LoadFault> {
-        let connection = self.connection.as_mut().expect("asked while connected");
-        if self.preempt {
+    /// Takes the connections of a recovery that belong to the main one.
+    pub(super) fn take_links(&mut self) -> Result<(), LoadFault> {
+        if let Some(wanted) = &self.config.channels {
+            let connection = self.connection.as_mut().expect("taken while connected");
             let listener = connection.listener.as_mut().ok_or(LoadFault::SingleConnection)?;
-            let mut link = listener.accept(Some(Instant::now() + PREEMPT_PATIENCE))?;
-            link.set_role(Role::Preempt);
-            self.faults.receive(link.split().0).map_err(|_| LoadFault::NoFaultThread)?;
+            let links = accept_channels(listener, wanted, &self.config, Instant::now() + LINKS_PATIENCE)?;
+            self.ram.open_channels(links)?;
         }
+        self.take_preempt()
+    }
+
+    /// Takes the connection for urgent pages, where there is to be one.
+    pub(super) fn take_preempt(&mut self) -> Result<(), LoadFault> {
+        if !self.config.uses_preempt() {
+            return Ok(());
+        }
+        let connection = self.connection.as_mut().expect("taken while connected");
+        let listener = connection.listener.as_mut().ok_or(LoadFault::SingleConnection)?;
+        let mut link = listener.accept(Some(Instant::now() + LINKS_PATIENCE))?;
+        link.set_role(Role::Preempt);
+        self.faults.receive(link.split().0).map_err(|_| LoadFault::NoFaultThread)
+    }
+
+    /// Asks for all that is missed.
+    pub(super) fn ask(&self) -> Result<(), LoadFault> {
         self.faults.ask().map_err(|_| LoadFault::NoFaultThread)
     }
 
@@ -221,6 +239,7 @@ impl Postcopy {
         if let Some(connection) = self.connection.take() {
             connection.end();
         }
+        self.ram.forget_channels();
         self.ram.sink().forget_unfinished();
         let orders = |said: &Said| matches!(said, Said::Recover(_) | Said::Connected(..));
         let kept: Vec<Said> = self.inbox.said.try_iter().filter(orders).collect();

@@ -13,6 +13,7 @@ use limosa_transport::{Address, ConnectOptions, During, Failure, Link, LinkWrite
 use limosa_wire::encode;
 use limosa_wire::multifd::InitPacket;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a migration runs over.
 pub(super) struct Connected {
@@ -42,6 +43,22 @@ impl Dialer {
         let address = self.address.as_ref().expect("one connection serves no migration that needs more");
         Link::connect(address, &ConnectOptions { role, ..ConnectOptions::default() })
     }
+}
+
+/// Says that a new connection is a multifd channel. At once, as the header on the main one: a QEMU reads no command before it
+/// has them all.
+pub(super) fn introduce_channel(
+    link: Link,
+    uuid: [u8; 16],
+    channel: u8,
+    deadline: Duration,
+) -> Result<LinkWriter, TransportError> {
+    let mut writer = link.split().1;
+    writer.set_deadline(Some(deadline))?;
+    let mut init = Vec::with_capacity(InitPacket::BYTES);
+    InitPacket { uuid, channel }.encode(&mut init);
+    writer.write_all(&init)?;
+    Ok(writer)
 }
 
 impl Coordinator {
@@ -87,12 +104,8 @@ impl Coordinator {
         let mut links: Vec<LinkWriter> = Vec::new();
         let uuid = self.savevm.configuration().uuid.unwrap_or_default();
         for channel in 0..self.config.parameters.multifd_channels {
-            let mut writer = self.connect_to(address, Role::Multifd(channel))?.split().1;
-            writer.set_deadline(Some(self.config.write_deadline))?;
-            // At once, for the same reason as the header: a QEMU reads no command before it has them all.
-            let mut init = Vec::with_capacity(InitPacket::BYTES);
-            InitPacket { uuid, channel }.encode(&mut init);
-            writer.write_all(&init)?;
+            let link = self.connect_to(address, Role::Multifd(channel))?;
+            let writer = introduce_channel(link, uuid, channel, self.config.write_deadline)?;
             stop.add(writer.shutdown_handle());
             *self.shared.stop.lock() = Some(stop.clone());
             links.push(writer);

@@ -141,12 +141,12 @@ impl Coordinator {
     }
 
     fn source_config(&self) -> SourceConfig {
-        let OutgoingConfig { parameters, capabilities, .. } = &self.config;
+        let OutgoingConfig { parameters, capabilities, channel_sync, .. } = &self.config;
         SourceConfig {
             return_path: capabilities.listens(),
             pause_before_switchover: capabilities.pause_before_switchover,
             switchover_ack: capabilities.switchover_ack,
-            features: extensions::wishes(parameters, capabilities),
+            features: extensions::wishes(parameters, capabilities, *channel_sync),
             multifd: extensions::multifd_settings(parameters, capabilities),
             convergence: ConvergenceConfig {
                 downtime_limit: parameters.downtime_limit,
@@ -214,6 +214,12 @@ impl Running {
             SourceAction::Pause => Ok(Some(self.pause())),
             SourceAction::Reconnect => self.reconnect().map(Some),
             SourceAction::FetchBitmaps => self.fetch_bitmaps(),
+            SourceAction::OpenChannels => {
+                let opened = self.steps.perform(action);
+                // The coordinator may be blocked in one of them.
+                self.shared.let_pause(self.steps.links.handle());
+                opened
+            }
             SourceAction::SendPackage => {
                 self.shared.let_pause(self.steps.links.handle());
                 self.steps.perform(action)

@@ -1,9 +1,10 @@
 //! What the machine asks for on the way to postcopy and in it: discards, the package, the push.
 
+use super::connect::introduce_channel;
 use super::steps::{StepError, Steps};
 use crate::error::{SaveError, SaveFault};
 use crate::ram::UrgentPath;
-use crate::savevm::Budget;
+use crate::savevm::{Budget, SendLinks};
 use crate::vmdescription::VmDescription;
 use limosa_pages::{ByteCount, PageCount};
 use limosa_postcopy::LatencyHold;
@@ -24,6 +25,8 @@ const DRAIN_LOOK: Duration = Duration::from_micros(200);
 pub(super) struct Following {
     /// Built and not yet sent.
     package: Vec<u8>,
+    /// Multifd channels of a recovery are there, and not yet in line with the main one.
+    unaligned: bool,
     /// Connected, and not yet handed to whoever serves requests.
     preempt: Option<LinkWriter>,
     /// From when the package leaves.
@@ -41,6 +44,7 @@ impl Steps {
     ) -> Result<Option<SourceEvent>, StepError> {
         Ok(Some(match action {
             SourceAction::OpenPreempt => self.open_preempt()?,
+            SourceAction::OpenChannels => self.open_channels()?,
             SourceAction::CompleteForPostcopy => {
                 self.complete_for_postcopy().map_err(StepError::save(SourceStep::CompleteForPostcopy))?;
                 SourceEvent::CompletedForPostcopy { sent: self.sent_since(before)? }
@@ -140,6 +144,9 @@ impl Steps {
 
     /// Writes a slice of what is owed.
     fn push(&mut self, max_bytes: ByteCount, max_time: Duration) -> Result<(), SaveError> {
+        if std::mem::take(&mut self.following.unaligned) {
+            self.savevm.bring_into_line(&mut self.out)?;
+        }
         let path = self.following.path.as_ref().expect("the package has left");
         let mut budget = Budget::new(max_bytes, max_time, Instant::now());
         self.savevm.push(path, &mut self.out, &mut budget)
@@ -174,6 +181,23 @@ impl Steps {
         Ok(SourceEvent::PreemptOpened)
     }
 
+    /// Connects the multifd channels of a recovery. The preempt link comes after them: that is how the destination tells
+    /// them apart (wire 14.3).
+    fn open_channels(&mut self) -> Result<SourceEvent, StepError> {
+        let uuid = self.savevm.configuration().uuid.unwrap_or_default();
+        let mut links = Vec::new();
+        for channel in 0..self.config.parameters.multifd_channels {
+            let link = self.dialer.connect(Role::Multifd(channel)).map_err(StepError::main)?;
+            self.links.add(link.shutdown_handle());
+            let deadline = self.config.write_deadline;
+            links.push(introduce_channel(link, uuid, channel, deadline).map_err(StepError::main)?);
+        }
+        let links = SendLinks { links, uuid: None, sync: self.config.channel_sync };
+        self.savevm.open_channels(links).map_err(StepError::save(SourceStep::OpenChannels))?;
+        self.following.unaligned = true;
+        Ok(SourceEvent::ChannelsOpened)
+    }
+
     /// Serves requests over a new connection.
     pub(super) fn serve_again(&mut self) -> Result<(), StepError> {
         self.limit_queue()?;
@@ -203,7 +227,7 @@ impl Steps {
         if let Some(path) = &self.following.path {
             self.urgent.pause(path);
         }
-        self.following.preempt = None;
+        (self.following.preempt, self.following.unaligned) = (None, false);
         self.savevm.drop_channels();
     }
 }

@@ -1,18 +1,21 @@
 //! The multifd channels as the sending half sees them: batches out, and in line with the main channel at the right time.
 
-use super::counters::RamCounters;
+use super::counters::{RamCounters, add};
 use crate::error::SaveFault;
 use crate::parameters::ZeroPageDetection;
 use crate::savevm::{ChannelSync, SaveSetup, SendLinks};
 use crate::stream::StreamWriter;
-use limosa_multifd::{SendBatch, SendChannels, SendConfig, ZeroDetection};
+use limosa_multifd::{ChannelStatistics, SendBatch, SendChannels, SendConfig, ZeroDetection};
 use limosa_pages::{BlockId, ByteCount, PageCount, PageRun};
 use limosa_ram::GuestRam;
 use limosa_wire::RamEncoder;
-use std::sync::atomic::Ordering;
 
 /// Pages of a packet: 128 x 4 KiB = 512 KiB, what a QEMU accepts (wire 4.4).
 pub(super) const PACKET_PAGES: PageCount = PageCount(128);
+
+/// How the channels of one outgoing migration are made, at its start and after every loss.
+#[derive(Clone, Copy)]
+pub(super) struct ChannelSettings(SendConfig);
 
 /// The channels of one outgoing migration.
 pub(super) struct Channels {
@@ -23,12 +26,15 @@ pub(super) struct Channels {
     racing: bool,
     /// Zero pages that left on the main channel.
     zero_on_main: PageCount,
+    /// Pages with and without content that are in the counters already.
+    counted: (PageCount, PageCount),
+    /// What the channels of lost connections had done.
+    earlier: Vec<ChannelStatistics>,
 }
 
-impl Channels {
-    /// Starts the channels of this migration, if it has any.
-    pub(super) fn begin(ram: &GuestRam, setup: &SaveSetup<'_>) -> Result<Option<Self>, SaveFault> {
-        let Some(SendLinks { links, uuid, sync }) = setup.channels.lock().take() else { return Ok(None) };
+impl ChannelSettings {
+    /// As the user has set them.
+    pub(super) fn of(setup: &SaveSetup<'_>) -> Self {
         let zero_detection = match setup.parameters.zero_page_detection {
             ZeroPageDetection::Multifd => ZeroDetection::Multifd,
             // In the legacy mode none is left to find.
@@ -42,14 +48,33 @@ impl Channels {
         };
         let codec_workers = setup.parameters.codec_workers;
         let zero_copy = setup.capabilities.zero_copy_send;
-        let config = SendConfig { uuid, codec, zero_detection, delta_cache, codec_workers, zero_copy };
-        Ok(Some(Self {
-            pool: SendChannels::new(links, ram.clone(), config)?,
+        Self(SendConfig { uuid: None, codec, zero_detection, delta_cache, codec_workers, zero_copy })
+    }
+
+    /// The same for a guest that has moved: what it holds there is dropped or is not sent again.
+    pub(super) fn without_deltas(self) -> Self {
+        Self(SendConfig { delta_cache: ByteCount(0), ..self.0 })
+    }
+}
+
+impl Channels {
+    /// Starts channels on `links`, in the place of others that had done what is in `earlier`.
+    pub(super) fn begin(
+        ram: &GuestRam,
+        links: SendLinks,
+        settings: ChannelSettings,
+        earlier: Vec<ChannelStatistics>,
+    ) -> Result<Self, SaveFault> {
+        let SendLinks { links, uuid, sync } = links;
+        Ok(Self {
+            pool: SendChannels::new(links, ram.clone(), SendConfig { uuid, ..settings.0 })?,
             batch: SendBatch::new(BlockId(0)),
             sync,
             racing: false,
             zero_on_main: PageCount(0),
-        }))
+            counted: (PageCount(0), PageCount(0)),
+            earlier,
+        })
     }
 
     /// Begins a packet of pages of `block`.
@@ -111,7 +136,12 @@ impl Channels {
         Ok(())
     }
 
-    /// The first synchronisation point, in the setup: no channel may send a page before it.
+    /// The guest moves: the versions that the destination had of its pages are dropped there.
+    pub(super) fn begin_postcopy(&mut self) {
+        self.pool.forget_versions();
+    }
+
+    /// The first synchronisation point comes with the next section: no channel may send a page before it.
     pub(super) fn open(&mut self) {
         self.racing = true;
     }
@@ -137,13 +167,23 @@ impl Channels {
     }
 
     /// Shows what the channels have counted. They lag behind the coordinator by what is queued.
-    fn count(&self, counters: &RamCounters) {
+    fn count(&mut self, counters: &RamCounters) {
         let channels = self.pool.statistics();
         let normal: PageCount = channels.iter().map(|channel| channel.normal).sum();
-        let zero: PageCount = channels.iter().map(|channel| channel.zero).sum();
-        counters.normal.store(normal.0, Ordering::Relaxed);
-        counters.zero.store((zero + self.zero_on_main).0, Ordering::Relaxed);
-        counters.show_channels(channels);
+        let zero = channels.iter().map(|channel| channel.zero).sum::<PageCount>() + self.zero_on_main;
+        add(&counters.normal, (normal - self.counted.0).0);
+        add(&counters.zero, (zero - self.counted.1).0);
+        self.counted = (normal, zero);
+        counters.show_channels(self.statistics());
+    }
+
+    /// What the channels have done, together with those that were lost.
+    pub(super) fn statistics(&self) -> Vec<ChannelStatistics> {
+        let mut channels = self.pool.statistics();
+        for (channel, earlier) in channels.iter_mut().zip(&self.earlier) {
+            *channel += *earlier;
+        }
+        channels
     }
 }
 

@@ -4,7 +4,7 @@ use super::counters::RamCounters;
 use super::load::{PostcopyRam, RamLoad};
 use super::save::{RamSave, UrgentPath};
 use crate::error::{LoadFault, SaveFault};
-use crate::savevm::{Budget, LiveState, LoadSetup, SaveSetup, Switchover};
+use crate::savevm::{Budget, LiveState, LoadSetup, SaveSetup, SendLinks, Switchover};
 use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::{BlockName, ByteCount, DirtyMap, PageCount, RamLayout, ReceivedMap};
 use limosa_postcopy::UffdError;
@@ -99,6 +99,11 @@ impl RamHandler {
         let saving = self.saving().0;
         saving.write_requested(urgent, out)?;
         saving.write_end(out)
+    }
+
+    /// The multifd channels of a new connection, to be brought into line before the next push.
+    pub(crate) fn open_channels(&mut self, links: SendLinks) -> Result<(), SaveFault> {
+        self.saving().0.open_channels(links)
     }
 
     /// Ends the threads of the multifd channels, whose connections are lost.

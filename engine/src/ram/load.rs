@@ -40,6 +40,13 @@ struct Channels {
 }
 
 impl Channels {
+    /// Receives on accepted links from now on.
+    fn begin(links: ReceiveLinks, sink: &Arc<Arrivals>) -> Result<Self, LoadFault> {
+        let ReceiveLinks { links, config, sync } = links;
+        let sink: Arc<dyn PageSink> = Arc::clone(sink) as Arc<_>;
+        Ok(Self { pool: ReceiveChannels::new(links, sink, config)?, sync })
+    }
+
     /// Ends them, behind everything that they have brought.
     fn close(self, counters: &RamCounters) -> Result<(), LoadFault> {
         let statistics = self.pool.close()?;
@@ -58,13 +65,9 @@ impl RamLoad {
         links: Option<ReceiveLinks>,
     ) -> Result<Self, LoadFault> {
         let sink = Arc::new(Arrivals::new(ram.clone()));
-        let start = |ReceiveLinks { links, config, sync }| -> Result<Channels, LoadFault> {
-            let sink: Arc<dyn PageSink> = Arc::clone(&sink) as Arc<_>;
-            Ok(Channels { pool: ReceiveChannels::new(links, sink, config)?, sync })
-        };
         Ok(Self {
             decoder: RamDecoder::new(RamContext::new()),
-            channels: links.map(start).transpose()?,
+            channels: links.map(|links| Channels::begin(links, &sink)).transpose()?,
             sink,
             agreed: false,
             locator: Locator::default(),

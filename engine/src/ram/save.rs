@@ -4,7 +4,7 @@ mod postcopy;
 
 pub(crate) use postcopy::UrgentPath;
 
-use super::channels::{Channels, PACKET_PAGES};
+use super::channels::{ChannelSettings, Channels, PACKET_PAGES};
 use super::counters::{RamCounters, add};
 use super::population::PopulationReport;
 use super::records::Records;
@@ -14,6 +14,7 @@ use crate::parameters::ZeroPageDetection;
 use crate::savevm::SaveSetup;
 use crate::stream::StreamWriter;
 use limosa_compress::xbzrle::{self, Encoded};
+use limosa_multifd::ChannelStatistics;
 use limosa_pages::{ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageRun, PageScheduler};
 use limosa_ram::{DirtyLog, GuestRam, is_zero};
 use limosa_wire::{Features, RamEncoder, RamSetup, SetupBlock};
@@ -42,6 +43,9 @@ pub(super) struct RamSave {
     xbzrle: Option<Xbzrle>,
     /// Where pages leave, if not on the main channel.
     channels: Option<Channels>,
+    channel_settings: ChannelSettings,
+    /// What channels had done that are lost.
+    lost_channels: Vec<ChannelStatistics>,
     /// Whether they may bring pages once the guest has moved; a QEMU takes none then (wire 12).
     channels_in_postcopy: bool,
     /// They are at rest, and are not ended before the migration is: the other side would take that for a loss.
@@ -91,8 +95,14 @@ impl RamSave {
         }
         counters.owed.store(owed.count().0, Ordering::Relaxed);
         let cache = setup.capabilities.xbzrle.then_some(setup.parameters.xbzrle_cache_size);
+        let channel_settings = ChannelSettings::of(setup);
+        let links = setup.channels.lock().take();
+        let channels = links.map(|links| Channels::begin(&ram, links, channel_settings, Vec::new()));
+        let channels = channels.transpose()?;
         Ok(Self {
-            channels: Channels::begin(&ram, setup)?,
+            channels,
+            channel_settings,
+            lost_channels: Vec::new(),
             channels_in_postcopy: setup.features.contains(Features::POSTCOPY_CHANNELS),
             resting: None,
             zero_on_main: setup.parameters.zero_page_detection == ZeroPageDetection::Legacy,

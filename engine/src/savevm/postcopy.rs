@@ -1,6 +1,6 @@
 //! The source's walks over the list once postcopy is wanted: RAM stays behind and follows, everything else moves at once.
 
-use super::entry::{Budget, EntryIdentity, EntryState};
+use super::entry::{Budget, EntryIdentity, EntryState, SendLinks};
 use super::list::SaveVm;
 use crate::error::{SaveError, SaveFault, SavePhase};
 use crate::ram::{RamHandler, UrgentPath};
@@ -116,6 +116,11 @@ impl SaveVm {
         self.with_ram(SavePhase::Complete, |identity, ram| {
             section(ContinueKind::End, identity, out, |out| ram.save_barrier(out))
         })
+    }
+
+    /// Multifd channels of a new connection, for the push.
+    pub(crate) fn open_channels(&mut self, links: SendLinks) -> Result<(), SaveError> {
+        self.with_ram(SavePhase::Push, |_, ram| ram.open_channels(links))
     }
 
     /// Ends the threads that have sent pages over a connection that is lost.

@@ -9,7 +9,7 @@ use limosa_engine::{
 };
 use limosa_pages::{BlockId, BlockName, ByteCount, PAGE_BYTES};
 use limosa_ram::dirty_log::{DirtyLog, FakeDirtyLog, HostWrites};
-use limosa_ram::{GuestRam, RamBlock};
+use limosa_ram::{GuestRam, RamBlock, RamError};
 use limosa_vmstate::VmState;
 use limosa_wire::Configuration;
 use parking_lot::{Condvar, Mutex};
@@ -86,14 +86,29 @@ impl Guest {
         Self::new(RunState::InMigrate, hot, &BLOCKS, |log| Box::new(log))
     }
 
+    /// The same in memory that only its own mapping reaches.
+    pub(crate) fn incoming_private(hot: u64) -> Self {
+        Self::in_memory(RamBlock::anonymous, RunState::InMigrate, hot, &BLOCKS, |log| Box::new(log))
+    }
+
     fn new(
         run_state: RunState,
         hot: u64,
         blocks: &[(&str, u64)],
         wrap: impl FnOnce(FakeDirtyLog) -> Box<dyn DirtyLog>,
     ) -> Self {
+        Self::in_memory(RamBlock::memfd, run_state, hot, blocks, wrap)
+    }
+
+    fn in_memory(
+        memory: fn(BlockName, ByteCount) -> Result<RamBlock, RamError>,
+        run_state: RunState,
+        hot: u64,
+        blocks: &[(&str, u64)],
+        wrap: impl FnOnce(FakeDirtyLog) -> Box<dyn DirtyLog>,
+    ) -> Self {
         let blocks = blocks.iter().map(|(name, pages)| {
-            RamBlock::memfd(BlockName::new(*name).unwrap(), ByteCount(pages * PAGE_BYTES as u64)).unwrap()
+            memory(BlockName::new(*name).unwrap(), ByteCount(pages * PAGE_BYTES as u64)).unwrap()
         });
         let ram = GuestRam::new(blocks.collect()).unwrap();
         let log = FakeDirtyLog::new(ram.layout());

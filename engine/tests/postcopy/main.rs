@@ -10,7 +10,7 @@ mod recovery;
 
 use guest::{Guest, Recorder, assert_completed};
 use limosa_engine::{
-    Capabilities, ChannelSync, Compression, GuestFate, Incoming, IncomingChannels, IncomingConfig,
+    Capabilities, ChannelSync, Codec, GuestFate, Incoming, IncomingChannels, IncomingConfig,
     IncomingPostcopy, IncomingReport, Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState,
 };
 use limosa_pages::{BlockId, ByteCount, PAGE_BYTES};
@@ -25,6 +25,9 @@ struct Setting {
     autostart: bool,
     /// Multifd channels; 0 for none.
     channels: u8,
+    codec: Codec,
+    /// Precopy may go through its rounds.
+    fast: bool,
 }
 
 struct Migration {
@@ -44,10 +47,11 @@ fn slow(setting: Setting) -> OutgoingConfig {
         },
         // So slow that precopy does not end by itself, and that the guest is faster than the push.
         parameters: Parameters {
-            max_bandwidth: Some(ByteCount(1 << 20)),
+            max_bandwidth: Some(ByteCount(if setting.fast { 256 << 20 } else { 1 << 20 })),
             max_postcopy_bandwidth: Some(ByteCount(2 << 20)),
             downtime_limit: Duration::ZERO,
             multifd_channels: setting.channels.max(1),
+            multifd_codec: setting.codec,
             ..Parameters::default()
         },
         ..OutgoingConfig::default()
@@ -61,7 +65,7 @@ fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migra
         postcopy: Some(IncomingPostcopy { preempt: setting.preempt }),
         channels: (setting.channels > 0).then_some(IncomingChannels {
             count: setting.channels,
-            compression: Compression::None,
+            compression: setting.codec.compression(),
             sync: ChannelSync::PerRound,
             uuid: [0; 16],
         }),
@@ -118,10 +122,13 @@ fn a_guest_that_stands_still_moves_first_and_its_memory_follows() {
 
 #[test]
 fn a_writing_guest_goes_on_there_while_its_memory_follows() {
-    for (preempt, channels) in [(false, 0), (true, 0), (false, 2), (true, 3)] {
+    let settings =
+        [(false, 0, Codec::None), (true, 0, Codec::None), (false, 2, Codec::None), (true, 3, Codec::Lz4)];
+    for (preempt, channels, codec) in settings {
         let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
         source.let_write(1000);
-        let migration = start(&mut source, &mut destination, Setting { preempt, autostart: true, channels });
+        let setting = Setting { preempt, autostart: true, channels, codec, ..Setting::default() };
+        let migration = start(&mut source, &mut destination, setting);
         migration.wait_until(|migration| migration.outgoing.statistics().ram.normal.0 > 100);
         migration.outgoing.start_postcopy().unwrap();
         let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
@@ -137,6 +144,20 @@ fn a_writing_guest_goes_on_there_while_its_memory_follows() {
         let came = incoming.statistics.postcopy.unwrap();
         assert!(came.pages_by_fault.0 > 0, "{came:?}");
     }
+}
+
+#[test]
+fn what_is_dropped_there_is_no_base_for_deltas() {
+    let (mut source, mut destination) = (Guest::running(1400), Guest::incoming_private(1400));
+    source.let_write(1000);
+    // It does not go on there, so that every byte can be compared.
+    let setting = Setting { channels: 2, codec: Codec::Lz4, fast: true, ..Setting::default() };
+    let migration = start(&mut source, &mut destination, setting);
+    migration.wait_until(|migration| migration.outgoing.statistics().passes > 3);
+    migration.outgoing.start_postcopy().unwrap();
+    let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
+    assert_completed(&outgoing, &incoming);
+    assert!(source.memory() == destination.memory());
 }
 
 #[test]

@@ -39,9 +39,10 @@ impl Migration {
 }
 
 /// A running guest, gone over to postcopy.
-fn in_postcopy(source: &mut Guest, destination: &mut Guest, preempt: bool) -> Migration {
+fn in_postcopy(source: &mut Guest, destination: &mut Guest, preempt: bool, channels: u8) -> Migration {
     source.let_write(1000);
-    let migration = start(source, destination, Setting { preempt, autostart: true, channels: 0 });
+    let setting = Setting { preempt, autostart: true, channels, ..Setting::default() };
+    let migration = start(source, destination, setting);
     migration.outgoing.start_postcopy().unwrap();
     migration.wait_both("postcopy-active");
     // Before that the source is in doubt.
@@ -51,9 +52,9 @@ fn in_postcopy(source: &mut Guest, destination: &mut Guest, preempt: bool) -> Mi
 
 #[test]
 fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
-    for preempt in [false, true] {
+    for (preempt, channels) in [(false, 0), (true, 0), (false, 2), (true, 3)] {
         let (mut source, mut destination) = (Guest::running(HOT), Guest::incoming(HOT));
-        let migration = in_postcopy(&mut source, &mut destination, preempt);
+        let migration = in_postcopy(&mut source, &mut destination, preempt, channels);
         for pause in 1..=3 {
             if pause == 2 {
                 migration.incoming.pause_postcopy().unwrap();
@@ -69,6 +70,9 @@ fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
         let (outgoing, incoming) = migration.wait(&mut source, &mut destination);
         assert_completed(&outgoing, &incoming);
         assert_eq!(outgoing.statistics.pauses, 3);
+        // Those of the last connection: without them the push would have left on the main one.
+        let pushed: u64 = outgoing.statistics.channels.iter().map(|channel| channel.normal.0).sum();
+        assert!(channels == 0 || pushed > 100, "{:?}", outgoing.statistics.channels);
         let sent = source.counter.lock().writes;
         destination.let_write(100);
         destination.stop();
@@ -79,7 +83,7 @@ fn a_paused_postcopy_goes_on_over_another_connection_as_often_as_it_takes() {
 #[test]
 fn a_recovery_that_fails_leaves_postcopy_paused() {
     let (mut source, mut destination) = (Guest::running(HOT), Guest::incoming(HOT));
-    let migration = in_postcopy(&mut source, &mut destination, false);
+    let migration = in_postcopy(&mut source, &mut destination, false, 0);
     assert_eq!(migration.outgoing.resume_postcopy(anywhere()), Err(NotNow::NotPaused));
     let refused = migration.incoming.recover_postcopy(&anywhere());
     assert!(matches!(refused, Err(RecoverError::NotNow(NotNow::NotPaused))), "{refused:?}");
@@ -113,7 +117,7 @@ fn waits_for(thread: Pid) -> Option<String> {
 #[test]
 fn memory_that_never_came_is_waited_for_after_the_guest_is_given_up() {
     let (mut source, mut destination) = (Guest::running(1400), Guest::incoming(1400));
-    let migration = in_postcopy(&mut source, &mut destination, false);
+    let migration = in_postcopy(&mut source, &mut destination, false, 0);
     assert_eq!(migration.outgoing.end_postcopy(OperatorWord::GiveUp), Err(NotNow::NotPaused));
     migration.outgoing.pause_postcopy().unwrap();
     migration.wait_both("postcopy-paused");

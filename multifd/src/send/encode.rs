@@ -13,6 +13,7 @@ use limosa_pages::ByteCount;
 use limosa_ram::GuestRam;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What the channels of one end share to make their packets.
@@ -31,6 +32,8 @@ struct PerPacket {
     chooser: Chooser,
     tools: Tools<PacketTools>,
     versions: Option<SharedVersions>,
+    /// The other side has none of them any more.
+    forgotten: AtomicBool,
 }
 
 /// Makes the packets of one channel on the pool.
@@ -62,7 +65,7 @@ impl Encoders {
     ) -> Self {
         let per_packet = chooser.map(|chooser| {
             let versions = (versions > ByteCount(0)).then(|| SharedVersions::new(versions));
-            Arc::new(PerPacket { chooser, tools: Tools::new(), versions })
+            Arc::new(PerPacket { chooser, tools: Tools::new(), versions, forgotten: AtomicBool::new(false) })
         });
         let workspace = if per_packet.is_some() { Parcel::per_packet } else { Parcel::of_stream };
         let workspaces = Arc::new(Workspaces::new(pool.workers(), workspace));
@@ -70,7 +73,21 @@ impl Encoders {
     }
 }
 
+impl PerPacket {
+    fn versions(&self) -> Option<&SharedVersions> {
+        // Relaxed: what is submitted afterwards goes through the lock of the queue.
+        self.versions.as_ref().filter(|_| !self.forgotten.load(Ordering::Relaxed))
+    }
+}
+
 impl Encoders {
+    /// Makes no deltas from now on.
+    pub(super) fn forget_versions(&self) {
+        if let Some(per_packet) = &self.per_packet {
+            per_packet.forgotten.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// What was chosen so far; `None` where there is no choice.
     pub(super) fn choices(&self) -> Option<ChoiceReport> {
         self.per_packet.as_ref().and_then(|per_packet| per_packet.chooser.report())
@@ -113,7 +130,7 @@ impl Encoding {
             return None;
         }
         let mut parcel = self.next.take()?;
-        let versions = per_packet.and_then(|per_packet| per_packet.versions.as_ref());
+        let versions = per_packet.and_then(|per_packet| per_packet.versions());
         parcel.fill_raw(&self.shared.ram, self.shared.detection, versions);
         Some(parcel)
     }
@@ -130,7 +147,7 @@ impl Encoding {
                 let plan = Plan { detection, selected, interval: Interval(points) };
                 let work = move || {
                     let start = Instant::now();
-                    let versions = per_packet.versions.as_ref();
+                    let versions = per_packet.versions();
                     let (converted, mut sample) = per_packet
                         .tools
                         .with(PacketTools::new, |tools| parcel.encode_packet(&ram, plan, tools, versions))?;

@@ -71,8 +71,10 @@ pub enum DestinationAction {
         /// The RAM block.
         block: BlockName,
     },
-    /// Postcopy goes on: take the new preempt link, forget the previous block of every channel, and ask again for every
-    /// page that is waited for. No answer, only `Lost`.
+    /// Take the links beside the main one that the source has connected for this recovery: multifd channels, if they carry
+    /// the push, then the preempt link. No answer, only [`DestinationEvent::LoadFailed`].
+    TakeLinks,
+    /// Postcopy goes on: ask again for every page that is waited for. No answer, only `Lost`.
     ResumeFaults,
     /// Close the link and release everything; the outcome is known. No answer.
     Finish,

@@ -80,6 +80,8 @@ impl Recovering {
                 DestinationAction::Send(ReturnMessage::Pong(value))
             }
             DestinationEvent::CommandRead(Command::PostcopyResume) => {
+                // From its answer on the source sends pages on all of them.
+                context.act(DestinationAction::TakeLinks);
                 // The source takes requests only behind its answer (wire 5.9).
                 context.act(DestinationAction::Send(ReturnMessage::ResumeAck));
                 context.act(DestinationAction::ResumeFaults);

@@ -9,7 +9,7 @@ use crate::convergence::Convergence;
 use crate::ping::{PingLedger, PingPurpose, Pong};
 use crate::token_bucket::TokenBucket;
 use limosa_pages::ByteCount;
-use limosa_wire::{Command, RefusalReason, ReturnMessage};
+use limosa_wire::{Command, Features, RefusalReason, ReturnMessage};
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -34,8 +34,8 @@ pub(super) struct Context {
     pub(super) package_taken: bool,
     /// The guest is known to have run on the destination.
     pub(super) runs_there: bool,
-    /// The destination says whether it runs the guest, or never did (wire 14.1).
-    pub(super) running_answers: bool,
+    /// The extensions that both sides use (wire 14.1).
+    pub(super) agreed: Features,
     /// The user wants postcopy.
     postcopy_asked: bool,
     pub(super) cancel_refused: bool,
@@ -72,7 +72,7 @@ impl Context {
             end_taken: false,
             package_taken: false,
             runs_there: false,
-            running_answers: false,
+            agreed: Features::NONE,
             postcopy_asked: false,
             cancel_refused: false,
             acknowledged: !config.switchover_ack,
@@ -118,7 +118,7 @@ impl Context {
     /// Notes that the package, which is about to leave, carries a PING. Where the destination does not say itself that it
     /// runs the guest, its PONG must do: RUN follows it in bytes that are there already (wire 5.4).
     pub(super) fn expect_proof(&mut self) {
-        if self.running_answers {
+        if self.running_answers() {
             self.pings.ask(PingPurpose::Package);
         } else {
             self.pings.ask_and_wait(PingPurpose::Package);
@@ -143,6 +143,16 @@ impl Context {
 
     pub(super) fn uses_preempt(&self) -> bool {
         self.config.postcopy.is_some_and(|postcopy| postcopy.preempt)
+    }
+
+    /// Whether multifd channels carry the push.
+    pub(super) const fn pushes_on_channels(&self) -> bool {
+        self.agreed.contains(Features::POSTCOPY_CHANNELS) && self.config.multifd.channels > 0
+    }
+
+    /// Whether the destination says that it runs the guest, or never did (wire 14.1).
+    pub(super) const fn running_answers(&self) -> bool {
+        self.agreed.contains(Features::RUNNING_ANSWERS)
     }
 
     /// The user wants postcopy, and the destination is ready for it.
@@ -267,7 +277,7 @@ impl Context {
                 Ok(Screened::Pass(SourceEvent::Return(message)))
             }
             ReturnMessage::Running | ReturnMessage::NeverRan
-                if self.package_taken && self.running_answers =>
+                if self.package_taken && self.running_answers() =>
             {
                 Ok(Screened::Pass(SourceEvent::Return(message)))
             }

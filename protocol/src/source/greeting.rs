@@ -53,7 +53,7 @@ fn agree(heard: Option<Hello>, context: &mut Context) -> Transition {
         return Err(SourceFailure::MissingFeatures { missing, extended: heard.is_some() });
     }
     let features = (wishes.wanted | wishes.required) & offered;
-    context.running_answers = features.contains(Features::RUNNING_ANSWERS);
+    context.agreed = features;
     if heard.is_some() {
         // Even when nothing is chosen: the destination compares the settings of both sides.
         let agreement = Agreement { features, multifd: context.config.multifd };

@@ -42,6 +42,9 @@ pub enum SourceAction {
     /// Connect the link for pages that are asked for and hand it to whoever serves requests.
     /// Answer: [`SourceEvent::PreemptOpened`].
     OpenPreempt,
+    /// Connect the multifd channels of a recovery, which carry the push from RESUME_ACK on. They come before the preempt
+    /// link (wire 14.3). Answer: [`SourceEvent::ChannelsOpened`].
+    OpenChannels,
     /// Say SWITCHOVER_START where the peer knows it, write the END sections of what cannot go on in postcopy, and bring the
     /// multifd channels into line: behind it nothing of precopy is in flight (I5).
     /// Answer: [`SourceEvent::CompletedForPostcopy`].
@@ -129,6 +132,8 @@ pub enum SourceEvent {
     VmResumed,
     /// The preempt link is there.
     PreemptOpened,
+    /// The multifd channels are there again.
+    ChannelsOpened,
     /// What cannot go on in postcopy has ended, and nothing of precopy is in flight.
     CompletedForPostcopy {
         /// Bytes written.
@@ -248,6 +253,8 @@ pub enum SourceStep {
     ResumeVm,
     /// [`SourceAction::OpenPreempt`]
     OpenPreempt,
+    /// [`SourceAction::OpenChannels`]
+    OpenChannels,
     /// [`SourceAction::CompleteForPostcopy`]
     CompleteForPostcopy,
     /// [`SourceAction::SendDiscards`]
@@ -278,6 +285,7 @@ impl fmt::Display for SourceStep {
             Self::SendEnd => "ending the stream",
             Self::ResumeVm => "resuming the guest",
             Self::OpenPreempt => "opening the preempt channel",
+            Self::OpenChannels => "opening the multifd channels",
             Self::CompleteForPostcopy => "completion of what stays out of postcopy",
             Self::SendDiscards => "discarding what is owed",
             Self::PackageDevices => "packaging the devices",
@@ -303,6 +311,7 @@ impl SourceEvent {
             Self::EndSent { .. } => Unexpected::named("EndSent"),
             Self::VmResumed => Unexpected::named("VmResumed"),
             Self::PreemptOpened => Unexpected::named("PreemptOpened"),
+            Self::ChannelsOpened => Unexpected::named("ChannelsOpened"),
             Self::CompletedForPostcopy { .. } => Unexpected::named("CompletedForPostcopy"),
             Self::DiscardedAhead { .. } => Unexpected::named("DiscardedAhead"),
             Self::DiscardsSent { .. } => Unexpected::named("DiscardsSent"),

@@ -281,7 +281,7 @@ pub(super) fn complete(context: &mut Context) -> State {
 /// guest and never after; a QEMU's proves nothing, so there the pause keeps the doubt (I6, I7).
 fn shut(code: u32, context: &mut Context) -> Transition {
     let failure = context.refused(code);
-    if code != 0 && context.running_answers && !context.runs_there {
+    if code != 0 && context.running_answers() && !context.runs_there {
         return Ok(unwind::resume(SourceEnding::Failed(failure), context));
     }
     Err(failure)

@@ -36,6 +36,10 @@ pub(super) struct FetchingBitmaps {
     pub(super) deadline: Option<Instant>,
 }
 
+/// The channels that carry the push are being connected again.
+#[derive(Debug)]
+pub(super) struct ReopeningChannels;
+
 /// The link for pages that are asked for is being connected again.
 #[derive(Debug)]
 pub(super) struct ReopeningPreempt;
@@ -132,11 +136,11 @@ impl FetchingBitmaps {
                 // Only a destination that runs the guest and has lost its connection answers with them.
                 context.prove_running(now);
                 context.counters.pending = pending;
-                if context.uses_preempt() {
-                    context.act(SourceAction::OpenPreempt);
-                    Ok(State::ReopeningPreempt(ReopeningPreempt))
+                if context.pushes_on_channels() {
+                    context.act(SourceAction::OpenChannels);
+                    Ok(State::ReopeningChannels(ReopeningChannels))
                 } else {
-                    Ok(AwaitingResume::enter(context, now))
+                    Ok(ReopeningPreempt::enter(context, now))
                 }
             }
             event => on_last_word(event, Self::NAME, "the received bitmaps", context),
@@ -144,8 +148,28 @@ impl FetchingBitmaps {
     }
 }
 
+impl ReopeningChannels {
+    pub(super) const NAME: &'static str = "reopening the multifd channels";
+
+    pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
+        match event {
+            SourceEvent::ChannelsOpened => Ok(ReopeningPreempt::enter(context, now)),
+            event => on_last_word(event, Self::NAME, "ChannelsOpened", context),
+        }
+    }
+}
+
 impl ReopeningPreempt {
     pub(super) const NAME: &'static str = "reopening the preempt channel";
+
+    /// Goes on without one if there is to be none.
+    fn enter(context: &mut Context, now: Instant) -> State {
+        if !context.uses_preempt() {
+            return AwaitingResume::enter(context, now);
+        }
+        context.act(SourceAction::OpenPreempt);
+        State::ReopeningPreempt(Self)
+    }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
@@ -183,7 +207,7 @@ fn on_last_word(
         SourceEvent::Return(ReturnMessage::NeverRan) if !context.runs_there => {
             Ok(unwind::resume(SourceEnding::Failed(SourceFailure::NeverRan), context))
         }
-        SourceEvent::Return(ReturnMessage::Shut(0)) if context.running_answers => Ok(complete(context)),
+        SourceEvent::Return(ReturnMessage::Shut(0)) if context.running_answers() => Ok(complete(context)),
         SourceEvent::Timeout => {
             Err(SourceFailure::TimedOut { wait: Wait::Recovery, limit: context.config.timeouts.recovery })
         }

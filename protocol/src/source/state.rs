@@ -10,7 +10,9 @@ use super::interface::SourceEvent;
 use super::outcome::{SourceFailure, SourceOutcome};
 use super::postcopy::{AwaitingCompletion, AwaitingRunning, CompletingPostcopy, Draining, Pushing};
 use super::precopy::{Barrier, Iterating, Resting, Syncing, Throttled};
-use super::recovery::{AwaitingResume, FetchingBitmaps, Paused, Pausing, Reconnecting, ReopeningPreempt};
+use super::recovery::{
+    AwaitingResume, FetchingBitmaps, Paused, Pausing, Reconnecting, ReopeningChannels, ReopeningPreempt,
+};
 use super::setup::{ProvingSetup, SavingSetup};
 use super::switchover::{
     CompletingPrecopy, FinalSyncing, PreSwitchover, ProvingDevices, SavingDevices, StoppingVm,
@@ -57,6 +59,7 @@ pub(super) enum State {
     Paused(Paused),
     Reconnecting(Reconnecting),
     FetchingBitmaps(FetchingBitmaps),
+    ReopeningChannels(ReopeningChannels),
     ReopeningPreempt(ReopeningPreempt),
     AwaitingResume(AwaitingResume),
     Resuming(Resuming),
@@ -99,6 +102,7 @@ impl State {
             Self::Paused(state) => state.on(event, context, now),
             Self::Reconnecting(state) => state.on(event, context, now),
             Self::FetchingBitmaps(state) => state.on(event, context, now),
+            Self::ReopeningChannels(state) => state.on(event, context, now),
             Self::ReopeningPreempt(state) => state.on(event, context, now),
             Self::AwaitingResume(state) => state.on(event, context, now),
             Self::Resuming(state) => state.on(event, context, now),
@@ -140,6 +144,7 @@ impl State {
             Self::Paused(_) => Paused::NAME,
             Self::Reconnecting(_) => Reconnecting::NAME,
             Self::FetchingBitmaps(_) => FetchingBitmaps::NAME,
+            Self::ReopeningChannels(_) => ReopeningChannels::NAME,
             Self::ReopeningPreempt(_) => ReopeningPreempt::NAME,
             Self::AwaitingResume(_) => AwaitingResume::NAME,
             Self::Resuming(_) => Resuming::NAME,
@@ -166,8 +171,8 @@ impl State {
             Self::Pausing(state) => state.status(),
             Self::Paused(_) => MigrationStatus::PostcopyPaused,
             Self::Reconnecting(_) => MigrationStatus::PostcopyRecoverSetup,
-            Self::FetchingBitmaps(_) | Self::ReopeningPreempt(_) => MigrationStatus::PostcopyRecover,
-            Self::AwaitingResume(_) => MigrationStatus::PostcopyRecover,
+            Self::FetchingBitmaps(_) | Self::AwaitingResume(_) => MigrationStatus::PostcopyRecover,
+            Self::ReopeningChannels(_) | Self::ReopeningPreempt(_) => MigrationStatus::PostcopyRecover,
             Self::Resuming(state) => state.status(),
             Self::Finished(outcome) => outcome.status(),
         }

@@ -2,9 +2,11 @@
 
 use super::super::counters::{RamCounters, add};
 use super::super::locate::Locator;
-use super::{Channels, RamLoad};
+use super::{Arrivals, Channels, RamLoad};
 use crate::error::LoadFault;
+use crate::savevm::ReceiveLinks;
 use crate::stream::StreamReader;
+use crossbeam_channel::{Receiver, Sender};
 use limosa_pages::{BlockId, BlockName, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_postcopy::UffdSink;
 use limosa_ram::GuestRam;
@@ -36,7 +38,17 @@ impl RamLoad {
         let received = Arc::clone(self.sink.memory().received());
         let sink = Arc::new(UffdSink::listen(self.ram.clone(), received)?);
         self.sink.watch(Arc::clone(&sink));
-        Ok(PostcopyRam { ram: self.ram, counters: self.counters, sink, channels: self.channels })
+        let mut ram = PostcopyRam {
+            ram: self.ram,
+            counters: self.counters,
+            sink,
+            arrivals: self.sink,
+            channels: hand_over(),
+        };
+        if let Some(channels) = self.channels {
+            ram.give(channels);
+        }
+        Ok(ram)
     }
 }
 
@@ -45,7 +57,16 @@ pub(crate) struct PostcopyRam {
     ram: GuestRam,
     counters: Arc<RamCounters>,
     sink: Arc<UffdSink>,
-    channels: Option<Channels>,
+    arrivals: Arc<Arrivals>,
+    /// Multifd channels on their way to the reader of their connection.
+    channels: HandOver,
+}
+
+/// The channels of a connection, given to its reader once: at the start, or when a recovery has them.
+type HandOver = (Sender<Channels>, Receiver<Channels>);
+
+fn hand_over() -> HandOver {
+    crossbeam_channel::bounded(1)
 }
 
 impl PostcopyRam {
@@ -54,18 +75,35 @@ impl PostcopyRam {
         &self.sink
     }
 
-    /// What reads the records of a connection; the multifd channels go with it, and end with their connection.
+    /// What reads the records of a connection.
     pub(crate) fn arrivals(&mut self) -> RamArrivals {
         let decoder = RamDecoder::new(RamContext::new());
         let (sink, counters) = (Arc::clone(&self.sink), Arc::clone(&self.counters));
         RamArrivals {
             sink,
             counters,
-            channels: self.channels.take(),
+            channels: None,
+            given: self.channels.1.clone(),
             decoder,
             locator: Locator::default(),
             run: None,
         }
+    }
+
+    /// The connection is lost, and its reader has ended with its channels.
+    pub(crate) fn forget_channels(&mut self) {
+        self.channels = hand_over();
+    }
+
+    /// Receives on the multifd channels of a recovery. They must be here before the source sends on them.
+    pub(crate) fn open_channels(&mut self, links: ReceiveLinks) -> Result<(), LoadFault> {
+        let channels = Channels::begin(links, &self.arrivals)?;
+        self.give(channels);
+        Ok(())
+    }
+
+    fn give(&mut self, channels: Channels) {
+        assert!(self.channels.0.try_send(channels).is_ok(), "a connection has its channels once");
     }
 
     /// What is here of a block, to be told to the source (wire 5.9). A huge page is received when all of it is.
@@ -94,6 +132,8 @@ pub(crate) struct RamArrivals {
     sink: Arc<UffdSink>,
     counters: Arc<RamCounters>,
     channels: Option<Channels>,
+    /// Brings them.
+    given: Receiver<Channels>,
     decoder: RamDecoder,
     locator: Locator,
     /// Pages whose bytes have come and which the guest cannot see yet.
@@ -109,6 +149,7 @@ impl RamArrivals {
 
     /// Ends the multifd channels of a stream that is complete.
     pub(crate) fn finish(&mut self) -> Result<(), LoadFault> {
+        self.look_for_channels();
         self.channels.take().map_or(Ok(()), |channels| channels.close(&self.counters))
     }
 
@@ -132,10 +173,13 @@ impl RamArrivals {
                 add(&self.counters.normal, 1);
             }
             RamItem::EndOfSection => return Ok(true),
-            RamItem::MultifdFlush => match &self.channels {
-                Some(channels) => channels.pool.wait_sync()?,
-                None => return Err(LoadFault::UnexpectedRecord { record: "multifd flush" }),
-            },
+            RamItem::MultifdFlush => {
+                self.look_for_channels();
+                match &self.channels {
+                    Some(channels) => channels.pool.wait_sync()?,
+                    None => return Err(LoadFault::UnexpectedRecord { record: "multifd flush" }),
+                }
+            }
             RamItem::Populated { .. } => {
                 return Err(LoadFault::UnexpectedRecord { record: "population report" });
             }
@@ -147,6 +191,12 @@ impl RamArrivals {
         }
         add(&self.counters.bytes, input.offset() - before);
         Ok(false)
+    }
+
+    fn look_for_channels(&mut self) {
+        if self.channels.is_none() {
+            self.channels = self.given.try_recv().ok();
+        }
     }
 
     /// Takes the bytes of a page, and places it with its neighbours.

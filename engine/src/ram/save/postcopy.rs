@@ -3,8 +3,9 @@
 //! What is owed is shared with whoever serves requests: both claim pages from one bitmap, so each leaves once (I1, I4).
 
 use super::super::counters::add;
-use super::{BATCH_PAGES, PACKET_PAGES, Part, RamSave};
+use super::{BATCH_PAGES, Channels, PACKET_PAGES, Part, RamSave};
 use crate::error::SaveFault;
+use crate::savevm::SendLinks;
 use crate::stream::StreamWriter;
 use crossbeam_channel::Receiver;
 use limosa_pages::{
@@ -79,8 +80,9 @@ impl RamSave {
     pub(in crate::ram) fn begin_postcopy(&mut self) -> Arc<DirtyMap> {
         self.encoder.forget_block();
         (self.xbzrle, self.discarded) = (None, None);
-        if !self.channels_in_postcopy {
-            self.resting = self.channels.take();
+        match &mut self.channels {
+            Some(channels) if self.channels_in_postcopy => channels.begin_postcopy(),
+            _ => self.resting = self.channels.take(),
         }
         Arc::clone(&self.owed)
     }
@@ -141,7 +143,7 @@ impl RamSave {
     }
 
     /// After a loss, when nobody claims any more: owes exactly what the destination lacks (I1). The channels are gone
-    /// with the connection; what follows leaves on the main one.
+    /// with the connection.
     pub(in crate::ram) fn owe_missing(&mut self, received: &ReceivedMap) {
         self.owed.replace_with_missing(received);
         self.owe_whole_host_pages();
@@ -149,8 +151,21 @@ impl RamSave {
         self.encoder.forget_block();
     }
 
+    /// The channels of a new connection. They carry the push behind the next barrier.
+    pub(in crate::ram) fn open_channels(&mut self, links: SendLinks) -> Result<(), SaveFault> {
+        let earlier = std::mem::take(&mut self.lost_channels);
+        let settings = self.channel_settings.without_deltas();
+        let mut channels = Channels::begin(&self.ram, links, settings, earlier)?;
+        channels.open();
+        self.channels = Some(channels);
+        Ok(())
+    }
+
     /// Ends the threads of the multifd channels, whose connections are lost.
     pub(in crate::ram) fn drop_channels(&mut self) {
+        if let Some(channels) = &self.channels {
+            self.lost_channels = channels.statistics();
+        }
         (self.channels, self.resting) = (None, None);
     }
 

@@ -237,7 +237,8 @@ fn a_recovery_tells_what_is_here_and_asks_again_behind_its_answer() {
     assert_eq!(destination.status(), MigrationStatus::PostcopyRecover);
     let asked = command(Command::RecvBitmap { block: ram() });
     assert_eq!(after(&mut destination, asked), [DestinationAction::SendBitmap { block: ram() }]);
-    let resumed = [Send(ReturnMessage::ResumeAck), DestinationAction::ResumeFaults];
+    let resumed =
+        [DestinationAction::TakeLinks, Send(ReturnMessage::ResumeAck), DestinationAction::ResumeFaults];
     assert_eq!(after(&mut destination, command(Command::PostcopyResume)), resumed);
     assert_eq!(destination.status(), MigrationStatus::PostcopyActive);
     let last = [E::EndOfStream, E::AllReceived];

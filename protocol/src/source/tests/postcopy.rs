@@ -55,16 +55,25 @@ pub(super) const NEVER_RAN: SourceEvent = SourceEvent::Return(ReturnMessage::Nev
 
 /// A migration to a Limosa (`answers`) or to a QEMU, without a preempt channel, that has just been told to do `step`.
 pub(super) fn at(step: Step, answers: bool) -> Run {
-    let mut run = Run::in_phase(config(false), Phase::Greeting);
-    if answers {
-        let hello = Hello { version: 1, features: Features::RUNNING_ANSWERS };
+    reach(step, config(false), answers.then_some(Features::RUNNING_ANSWERS))
+}
+
+/// The same of any migration, to a destination that offers these features, or to a QEMU.
+pub(super) fn reach(step: Step, config: SourceConfig, offered: Option<Features>) -> Run {
+    let preempt = config.postcopy.is_some_and(|postcopy| postcopy.preempt);
+    let mut run = Run::in_phase(config, Phase::Greeting);
+    if let Some(features) = offered {
+        let hello = Hello { version: 1, features };
         run.after(SourceEvent::Return(ReturnMessage::Hello(hello)));
     }
-    let proof = if answers { RUNNING } else { SourceEvent::Return(ReturnMessage::Pong(PACKAGE_PING)) };
+    let proof =
+        if offered.is_some() { RUNNING } else { SourceEvent::Return(ReturnMessage::Pong(PACKAGE_PING)) };
     let to_round = [pong(PingPurpose::Greeting), setup_saved(), pong(PingPurpose::Setup), synced(8 * MIB)];
     run.all_after(to_round);
+    let mut ahead = vec![SourceEvent::StartPostcopy, iterated(2 * MIB, 6 * MIB)];
+    ahead.extend(preempt.then_some(SourceEvent::PreemptOpened));
     let events = [
-        (Step::Ahead, vec![SourceEvent::StartPostcopy, iterated(2 * MIB, 6 * MIB)]),
+        (Step::Ahead, ahead),
         (Step::Stopping, vec![discarded_ahead(100), pong(PingPurpose::Discards)]),
         (Step::Completing, vec![SourceEvent::VmStopped, synced(7 * MIB)]),
         (Step::Discarding, vec![SourceEvent::CompletedForPostcopy { sent: SENT }]),

@@ -1,9 +1,10 @@
 //! Pause, recovery, and the words that end a pause.
 
 use super::postcopy::{
-    NEVER_RAN, PUSH, RUNNING, STEPS_AFTER_THE_COMMIT_POINT, Step, at, config, discarded_ahead, pushed,
+    NEVER_RAN, PUSH, RUNNING, STEPS_AFTER_THE_COMMIT_POINT, Step, at, config, pushed, reach,
 };
 use super::*;
+use limosa_wire::MultifdSettings;
 
 const RESUME_ACK: SourceEvent = SourceEvent::Return(ReturnMessage::ResumeAck);
 
@@ -82,20 +83,34 @@ fn a_proof_that_does_not_come_pauses() {
 
 #[test]
 fn the_preempt_link_is_made_again_before_postcopy_goes_on() {
-    let mut run = Run::in_phase(config(true), Phase::Round);
-    run.all_after([SourceEvent::StartPostcopy, iterated(MIB, 7 * MIB), SourceEvent::PreemptOpened]);
-    run.all_after([discarded_ahead(100), pong(PingPurpose::Discards)]);
-    run.all_after([SourceEvent::VmStopped, synced(7 * MIB)]);
-    run.all_after([
-        SourceEvent::CompletedForPostcopy { sent: ByteCount(1) },
-        SourceEvent::DiscardsSent { sent: ByteCount(1) },
-        SourceEvent::DevicesPackaged { size: ByteCount(1) },
-        SourceEvent::PackageSent { sent: ByteCount(1) },
-    ]);
+    let mut run = reach(Step::AwaitRunning, config(true), None);
     assert_eq!(run.after(lost(LinkRole::Preempt)), [Pause]);
     run.all_after([SourceEvent::Paused, SourceEvent::ResumePostcopy, SourceEvent::Reconnected]);
     assert_eq!(run.after(merged(MIB)), [OpenPreempt]);
     assert_eq!(run.after(SourceEvent::PreemptOpened), [SendCommand(Command::PostcopyResume)]);
+}
+
+#[test]
+fn the_channels_that_carry_the_push_are_made_again_before_the_preempt_link() {
+    let channels = MultifdSettings { channels: 2, ..MultifdSettings::default() };
+    let wanted = Features::RUNNING_ANSWERS | Features::POSTCOPY_CHANNELS;
+    for (preempt, offered) in [(false, wanted), (true, wanted), (true, Features::RUNNING_ANSWERS)] {
+        let features = FeatureWishes { wanted, required: Features::NONE };
+        let config = SourceConfig { multifd: channels, features, ..config(preempt) };
+        let mut run = reach(Step::Pushing, config, Some(offered));
+        run.all_after([lost(LinkRole::Channel(1)), SourceEvent::Paused]);
+        run.all_after([SourceEvent::ResumePostcopy, SourceEvent::Reconnected]);
+        let mut links = run.after(merged(MIB));
+        if links == [OpenChannels] {
+            assert_eq!(offered, wanted);
+            links = run.after(SourceEvent::ChannelsOpened);
+        }
+        if preempt {
+            assert_eq!(links, [OpenPreempt]);
+            links = run.after(SourceEvent::PreemptOpened);
+        }
+        assert_eq!(links, [SendCommand(Command::PostcopyResume)]);
+    }
 }
 
 #[test]

@@ -84,8 +84,8 @@ impl DestinationShell {
                     self.machine.handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
                 }
             }
+            DestinationAction::TakeLinks => self.postcopy.preempt_open = true,
             DestinationAction::ResumeFaults => {
-                self.postcopy.preempt_open = true;
                 self.postcopy.asking = true;
                 self.postcopy.to_ask = self.postcopy.waits.iter().copied().collect();
             }
