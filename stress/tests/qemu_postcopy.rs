@@ -1,6 +1,6 @@
 //! Postcopy with an unmodified QEMU as the other side: with and without a channel for urgent pages, paused and recovered.
 
-use limosa::pages::{ByteCount, PAGE_BYTES};
+use limosa::pages::{ByteCount, PAGE_BYTES, PageCount};
 use limosa::ram::GuestRam;
 use limosa::transport::{Address, Listener};
 use limosa::{
@@ -8,8 +8,8 @@ use limosa::{
     NoObserver, Outgoing, OutgoingConfig, Parameters,
 };
 use limosa_stress::qemu::{
-    Accelerator, Binary, ForeignGuest, Machine, PATIENCE, Qemu, Release, Setup, Still, Transport,
-    assert_goes_on,
+    Accelerator, Binary, Boot, ForeignGuest, Machine, PATIENCE, Payload, Qemu, Release, Setup, Still,
+    Transport, assert_goes_on,
 };
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
@@ -18,16 +18,25 @@ use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes per second of the push where a test wants to find postcopy unfinished: a megabyte of content takes four seconds.
+/// Bytes per second of the push where a test wants to find postcopy unfinished: the working set takes sixteen seconds.
 const SLOW: u64 = 256 << 10;
 
+/// Pages of content. The guest goes through them in a quarter of a second or more, and faults all the while.
+const WORKING_SET: PageCount = PageCount(1024);
+const PAGES_PER_TICK: u32 = 4;
+/// All pages have content then.
+const FIRST_PASS_TICKS: u32 = WORKING_SET.0 as u32 / PAGES_PER_TICK;
+
 fn setup() -> Setup {
-    Setup::new(Machine::Microvm, Accelerator::of_this_machine())
+    let accelerator = Accelerator::of_this_machine();
+    let paced = Payload::paced(accelerator);
+    let payload = Payload { working_set: WORKING_SET, pages_per_tick: PAGES_PER_TICK, ..paced };
+    Setup { boot: Boot::Flash(payload), ..Setup::new(Machine::Microvm, accelerator) }
 }
 
 fn running(binary: &Binary) -> Qemu {
     let source = setup().start(binary).expect("source");
-    source.wait_tick_past(20).expect("a running guest");
+    source.wait_tick_past(FIRST_PASS_TICKS).expect("a running guest");
     source
 }
 
@@ -80,6 +89,14 @@ fn wait_until(what: &str, reached: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::yield_now();
     }
+}
+
+/// Waits until the guest, which has one vCPU, has asked again after an answer that left now: so the first answer was
+/// placed, and QEMU reads its preempt channel. Paused before its thread does, QEMU 10.0 dies of it (wire 5.8).
+fn await_urgent_reader(migration: &Outgoing) {
+    let answered = || migration.statistics().urgent.map_or(0, |urgent| urgent.pages.0);
+    let before = answered();
+    wait_until("two answers", || answered() >= before + 2);
 }
 
 #[test]
@@ -164,6 +181,7 @@ fn a_postcopy_to_qemu_goes_on_after_it_was_paused() {
             destination.wait_migration("postcopy-active").expect("postcopy");
             wait_until("proof", || migration.statistics().downtime.is_some());
             wait_until("activity", || migration.statistics().status.as_str() == "postcopy-active");
+            await_urgent_reader(&migration);
             migration.pause_postcopy().expect("a pause");
             destination.wait_migration("postcopy-paused").expect("a pause there");
             wait_until("a pause", || migration.statistics().status.as_str() == "postcopy-paused");
