@@ -47,7 +47,7 @@ pub use error::RamError;
 pub use gather::Gather;
 pub use guest_ram::GuestRam;
 pub use populated::{Evidence, Populated};
-pub use preallocation::{Preallocation, REGION};
+pub use preallocation::{AllocationAhead, Preallocation, REGION};
 pub use scatter::Scatter;
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::blocks_of;

@@ -4,9 +4,14 @@
 //! microseconds: more than receiving it. In a huge page it costs a quarter of a microsecond. But a huge page is memory
 //! for 512 pages, and the source may have only a few of them.
 
+mod ahead;
+
+pub use ahead::AllocationAhead;
+
 use crate::block::RamBlock;
 use crate::guest_ram::GuestRam;
 use crate::populated::{self, Populated};
+use ahead::Front;
 use limosa_pages::{BlockId, DirtyBitmap, PageCount, PageIndex, PageRun, PageSize};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +27,10 @@ const WHOLE_OF_50: u64 = 49;
 /// taken for whole. The 15 pages before pay for it with a page fault of their own, 3 % of the region.
 const GUESS_FROM: u64 = 16;
 
-/// Regions that are allocated with one call, if the source has them all: 32 MiB. To collapse one region alone takes 0.2
+/// Regions that a reader allocates with one call, if the source has them all: 32 MiB. To collapse one region alone takes 0.2
 /// milliseconds of work, but also a wait until every processor has emptied its lists of new pages, which a busy one
 /// does when it comes to it.
-const AHEAD: usize = 16;
+const BY_READER: usize = 16;
 
 /// Gives regions of untouched memory huge pages when content begins to arrive in them.
 ///
@@ -38,6 +43,8 @@ const AHEAD: usize = 16;
 pub struct Preallocation {
     ram: GuestRam,
     blocks: Vec<Regions>,
+    /// How far the readers have come, for [`AllocationAhead`].
+    front: Front,
     /// What should be given back, and the kernel has kept.
     kept: Mutex<Vec<(BlockId, PageRun)>>,
 }
@@ -50,6 +57,8 @@ struct Regions {
 }
 
 struct Region {
+    /// Content has come for it.
+    entered: AtomicBool,
     /// Nothing is left to do: what nearly every look at a region finds.
     settled: AtomicBool,
     plan: Mutex<Plan>,
@@ -81,7 +90,8 @@ impl Preallocation {
     pub fn new(ram: GuestRam, populated: &[Populated]) -> Self {
         assert_eq!(populated.len(), ram.layout().iter().count());
         let blocks = ram.iter().zip(populated).map(|((_, block), populated)| Regions::new(block, populated));
-        Self { blocks: blocks.collect(), ram, kept: Mutex::default() }
+        let blocks: Vec<Regions> = blocks.collect();
+        Self { blocks, ram, front: Front::default(), kept: Mutex::default() }
     }
 
     /// The source has memory for `populated` pages of the region of `block` that begins at page `start`.
@@ -113,7 +123,11 @@ impl Preallocation {
         let regions = &self.blocks[block.index()];
         for part in parts(run) {
             let index = (part.start.0 / REGION.0) as usize;
-            if !regions.regions[index].settled.load(Ordering::Acquire) {
+            let region = &regions.regions[index];
+            if !region.entered.load(Ordering::Relaxed) && !region.entered.swap(true, Ordering::Relaxed) {
+                self.front.reach((block.index(), index));
+            }
+            if !region.settled.load(Ordering::Acquire) {
                 let kept = regions.before_content(index, self.ram.block(block), part);
                 self.keep(block, kept);
             }
@@ -178,7 +192,7 @@ impl Regions {
         match &mut *plan {
             Plan::Settled => Vec::new(),
             Plan::Whole => {
-                self.allocate_from(index, block, &mut plan);
+                self.allocate_from(index, block, &mut plan, BY_READER);
                 Vec::new()
             }
             Plan::Guess(guess) => {
@@ -193,10 +207,10 @@ impl Regions {
         }
     }
 
-    /// Allocates the region whose `plan` this is, and those behind it that the source has as well. One that another
-    /// reader looks at in this moment ends them: nobody waits for a lock while holding one.
-    fn allocate_from(&self, index: usize, block: &RamBlock, plan: &mut Plan) {
-        let behind = self.regions.iter().skip(index + 1).take(AHEAD - 1);
+    /// Allocates the region whose `plan` this is, and those behind it that the source has as well, `most` together. One
+    /// that somebody else looks at in this moment ends them: nobody waits for a lock while holding one.
+    fn allocate_from(&self, index: usize, block: &RamBlock, plan: &mut Plan, most: usize) {
+        let behind = self.regions.iter().skip(index + 1).take(most - 1);
         let plans: Vec<_> = behind
             .map_while(|region| Some((region, region.plan.try_lock()?)))
             .take_while(|(_, plan)| matches!(**plan, Plan::Whole))
@@ -213,7 +227,8 @@ impl Regions {
 
 impl Region {
     fn new() -> Self {
-        Self { settled: AtomicBool::new(false), plan: Mutex::new(Plan::Guess(Guess::default())) }
+        let (entered, settled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { entered, settled, plan: Mutex::new(Plan::Guess(Guess::default())) }
     }
 
     fn settle(&self, plan: &mut Plan) {

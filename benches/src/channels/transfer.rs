@@ -36,19 +36,22 @@ impl Pair {
             let start = PageIndex(region * REGION.0);
             sink.preallocation().expect(RAM, start, PageCount(u64::from(populated)));
         }
-        let sink: Arc<dyn PageSink> = Arc::new(sink);
+        let sink = Arc::new(sink);
+        let pages: Arc<dyn PageSink> = Arc::clone(&sink) as Arc<_>;
         let links = readers.into_iter().map(ReceiveLink::new).collect();
         let config = ReceiveConfig { compression: setting.codec.compression(), ..ReceiveConfig::default() };
-        let receive = ReceiveChannels::new(links, sink, config)?;
+        let receive = ReceiveChannels::new(links, pages, config)?;
         let config = SendConfig { codec: setting.codec, ..SendConfig::default() };
         let mut send = SendChannels::new(writers, self.source.clone(), config)?;
         send.sync()?;
         receive.wait_sync()?;
         let began = Instant::now();
+        let ahead = sink.allocate_ahead()?;
         self.submit_all(&mut send)?;
         send.sync()?;
         receive.wait_sync()?;
         let took = began.elapsed();
+        drop(ahead);
         send.close()?;
         receive.close()?;
         Ok(took)

@@ -15,7 +15,7 @@ use arrivals::Arrivals;
 use limosa_compress::xbzrle;
 use limosa_multifd::{PageSink, ReceiveChannels};
 use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun};
-use limosa_ram::GuestRam;
+use limosa_ram::{AllocationAhead, GuestRam};
 use limosa_wire::{PageAddress, RamContext, RamDecoder, RamItem, RamSetup};
 use std::sync::Arc;
 
@@ -27,6 +27,10 @@ pub(crate) struct RamLoad {
     /// Where pages go, those of the main channel and those of the multifd channels.
     sink: Arc<Arrivals>,
     channels: Option<Channels>,
+    /// The source has begun to say what it has; the end of the section is the end of that.
+    told: bool,
+    /// Allocates memory just ahead of the content. Ends where pages may be dropped again.
+    ahead: Option<AllocationAhead>,
     /// The block list has come and fits.
     agreed: bool,
     locator: Locator,
@@ -69,6 +73,8 @@ impl RamLoad {
             decoder: RamDecoder::new(RamContext::new()),
             channels: links.map(|links| Channels::begin(links, &sink)).transpose()?,
             sink,
+            told: false,
+            ahead: None,
             agreed: false,
             locator: Locator::default(),
             page: Box::new([0; PAGE_BYTES]),
@@ -83,6 +89,10 @@ impl RamLoad {
             let before = input.offset();
             match input.decode(|bytes| self.decoder.next(bytes))? {
                 RamItem::EndOfSection => {
+                    if std::mem::take(&mut self.told) && self.ahead.is_none() {
+                        // Only a help: without the thread memory comes with its content.
+                        self.ahead = self.sink.memory().allocate_ahead().ok();
+                    }
                     return self.bring_into_line_if(|sync| sync == ChannelSync::PerSection);
                 }
                 RamItem::Setup(setup) => self.agree(&setup)?,
@@ -107,6 +117,7 @@ impl RamLoad {
                 RamItem::Populated { start, pages } => {
                     let (block, start) = self.locate(start)?;
                     population::expect(self.sink.memory(), block, start, &pages);
+                    self.told = true;
                 }
                 RamItem::MultifdFlush if self.channels.is_some() => {
                     self.bring_into_line_if(|sync| sync == ChannelSync::PerRound)?;
@@ -149,6 +160,7 @@ impl RamLoad {
     /// Ends the multifd channels of a stream that is complete.
     pub(crate) fn close(mut self) -> Result<(), LoadFault> {
         self.channels.take().map_or(Ok(()), |channels| channels.close(&self.counters))?;
+        self.ahead = None;
         self.sink.memory().preallocation().give_back_rest();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Where received pages go.
 
 use limosa_pages::{BlockId, BlockName, DirtyMap, PAGE_BYTES, PageRun, ReceivedMap};
-use limosa_ram::{GuestRam, Populated, Preallocation};
+use limosa_ram::{AllocationAhead, GuestRam, Populated, Preallocation};
 use std::io;
 use std::sync::Arc;
 use thiserror::Error;
@@ -47,7 +47,7 @@ pub struct RamSink {
     received: Arc<ReceivedMap>,
     /// A bit for each page that had memory behind it at the start; the others are zero until received.
     populated: DirtyMap,
-    preallocation: Preallocation,
+    preallocation: Arc<Preallocation>,
 }
 
 impl RamSink {
@@ -58,13 +58,22 @@ impl RamSink {
         for ((_, map), now) in populated.iter().zip(&now) {
             now.owe_into(map);
         }
-        let preallocation = Preallocation::new(ram.clone(), &now);
+        let preallocation = Arc::new(Preallocation::new(ram.clone(), &now));
         Self { received: Arc::new(ReceivedMap::empty(ram.layout())), populated, preallocation, ram }
     }
 
     /// What gives memory to pages before their content; it can be told what the source has.
     pub fn preallocation(&self) -> &Preallocation {
         &self.preallocation
+    }
+
+    /// Gives memory to what the source has just ahead of its content, until the handle is dropped. To be called when
+    /// [`Self::preallocation`] was told all of it, once.
+    ///
+    /// # Errors
+    /// If there is no thread to be had; content then gets its memory from whoever reads it.
+    pub fn allocate_ahead(&self) -> io::Result<AllocationAhead> {
+        AllocationAhead::start(Arc::clone(&self.preallocation))
     }
 
     /// What is received. It may be kept when the guest runs and its pages go elsewhere.

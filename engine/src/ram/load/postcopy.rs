@@ -20,6 +20,7 @@ impl RamLoad {
         block: &BlockName,
         ranges: &[DiscardRange],
     ) -> Result<(), LoadFault> {
+        self.ahead = None;
         let unknown = || LoadFault::UnknownBlock { name: block.as_str().to_owned() };
         let id = self.ram.layout().find(block.as_str()).ok_or_else(unknown)?;
         let run = |range: &DiscardRange| {
@@ -31,10 +32,11 @@ impl RamLoad {
     }
 
     /// Watches for faults from now on (wire 5.5).
-    pub(in crate::ram) fn listen(self) -> Result<PostcopyRam, LoadFault> {
+    pub(in crate::ram) fn listen(mut self) -> Result<PostcopyRam, LoadFault> {
         if !self.agreed {
             return Err(LoadFault::PageBeforeSetup);
         }
+        self.ahead = None;
         let received = Arc::clone(self.sink.memory().received());
         let sink = Arc::new(UffdSink::listen(self.ram.clone(), received)?);
         self.sink.watch(Arc::clone(&sink));
