@@ -7,11 +7,12 @@
 //!
 //! Prices of methods that are not in use are renewed by trials, which may cost a fiftieth of the time. The link's rate
 //! shows only while the link is busy: where the pool is the bottleneck, the plan trusts the link with a little more
-//! from time to time, until it is.
+//! from time to time, until it is. On a fast link a plan is held against what pages take as they are.
 //!
 //! A pure machine: whoever runs it measures, and says what time it is.
 
 mod link;
+mod outcome;
 mod plan;
 mod prices;
 mod report;
@@ -22,13 +23,15 @@ use crate::per_packet::Method;
 use limosa_pages::ByteCount;
 use limosa_wire::multifd::PACKET_PAGES;
 use link::LinkRate;
+use outcome::Outcomes;
 use plan::{Capacity, Plan, Rung};
 use prices::{LADDER, Prices};
 use std::fmt;
 use std::time::Duration;
 
-/// Packets between two new plans; a plan costs a microsecond, a packet a hundred and more.
-const PLAN_PACKETS: u32 = 8;
+/// Packets between two new plans; a plan costs a microsecond, a packet a hundred and more. With eight, a plan that the rate
+/// of an empty buffer has made lasts too long.
+const PLAN_PACKETS: u32 = 3;
 
 /// Packets between two trials, at least.
 const TRIAL_PACKETS: u32 = 8;
@@ -101,6 +104,7 @@ pub struct Chooser {
     ahead: f64,
     link: LinkRate,
     prices: Prices,
+    outcomes: Outcomes,
     plan: Plan,
     reason: Reason,
     /// What is left of the share that goes by the plan's heavy method.
@@ -128,6 +132,7 @@ impl Chooser {
             ahead: f64::from((channels * (in_flight - 1)).max(1)),
             link: LinkRate::new(channels, workers),
             prices: Prices::new(),
+            outcomes: Outcomes::new(channels * in_flight),
             plan: Plan::FIRST,
             reason: Reason::Unmeasured,
             share_due: 0.0,
@@ -163,10 +168,18 @@ impl Chooser {
         self.link.encoded(sample.busy);
     }
 
-    /// A channel has written `bytes`, of any packet, and has been in the write for `writing`; it is `now`, on any
-    /// clock that never goes back.
-    pub fn written(&mut self, now: Duration, bytes: ByteCount, writing: Duration) {
+    /// A channel has written `bytes`, of any packet with so many normal pages, and has been in the write for `writing`; it
+    /// is `now`, on any clock that never goes back.
+    pub fn written(&mut self, now: Duration, pages: u32, bytes: ByteCount, writing: Duration) {
         self.link.written(now, bytes.0, writing);
+        if let Some(capacity) = self.capacity() {
+            self.outcomes.written(now, pages, &self.plan, capacity);
+        }
+    }
+
+    /// A channel had nothing to send for a while: the time says nothing of how packets were made.
+    pub fn rested(&mut self) {
+        self.outcomes.restart();
     }
 
     /// What was chosen so far, and why.
@@ -185,7 +198,12 @@ impl Chooser {
             return;
         }
         self.plan_due = PLAN_PACKETS;
-        let plan = self.plan.renewed(&self.prices, capacity);
+        let best = self.plan.renewed(&self.prices, capacity);
+        let plan = self.outcomes.admit(best, Plan::raw(&self.prices, capacity), capacity);
+        if (plan.light, plan.heavy) != (self.plan.light, self.plan.heavy) || self.reason == Reason::Unmeasured
+        {
+            self.outcomes.restart();
+        }
         let Rung { method, delta } = plan.main();
         let (link, pool) = capacity.seconds(self.prices.price(method, delta));
         self.reason = match plan.is_balance() {

@@ -76,6 +76,17 @@ impl Plan {
         if self.share >= 0.5 { self.heavy } else { self.light }
     }
 
+    /// All pages as they are.
+    pub(super) fn raw(prices: &Prices, capacity: Capacity) -> Self {
+        let raw = Rung { method: 0, delta: false };
+        Self::of(raw, raw, prices, capacity)
+    }
+
+    /// Whether all pages go as they are.
+    pub(super) fn is_raw(&self) -> bool {
+        !self.is_balance() && self.main() == Rung { method: 0, delta: false }
+    }
+
     /// Whether both rungs have their part.
     pub(super) fn is_balance(&self) -> bool {
         self.light != self.heavy && self.share > 0.0 && self.share < 1.0

@@ -41,6 +41,9 @@ const DELTA: f64 = 1.5;
 /// Bytes of a delta of eight words.
 const DELTA_BYTES: f64 = 79.0;
 
+/// What the number of pages does not depend on.
+const RAW: Choice = Choice { method: Method::None, delta: false, reason: Reason::Unmeasured };
+
 /// What the pages of a packet are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -214,15 +217,16 @@ impl Pipeline {
                     }
                 }
             }
-            let front = channel.front().map(|packet| (packet.state, packet.bytes));
-            if let Some((State::Writing { since, until }, bytes)) = front
+            let front = channel.front().map(|packet| (packet.state, packet.bytes, packet.leg.content));
+            if let Some((State::Writing { since, until }, bytes, content)) = front
                 && until <= next
             {
                 channel.pop_front();
                 let written = ByteCount(bytes as u64);
                 if let Some(chooser) = &mut self.chooser {
                     let now = Duration::from_secs_f64(next);
-                    chooser.written(now, written, Duration::from_secs_f64(until - since));
+                    let pages = price(content, RAW).0.pages;
+                    chooser.written(now, pages, written, Duration::from_secs_f64(until - since));
                 }
             }
         }

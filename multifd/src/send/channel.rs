@@ -15,7 +15,7 @@ use limosa_wire::multifd::{InitPacket, PagesHeader, PagesPacket};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Packets of zero pages wait for each other up to this many bytes: twelve headers, which stand for 6 MiB of RAM. To scan
 /// a packet's pages takes 20 microseconds, a system call and the wake-up of its reader as long.
@@ -97,14 +97,19 @@ impl Channel {
                 // The worker has reported why.
                 Some(None) => return Ok(()),
                 // Nothing is under way, so what was taken before a synchronisation point is written.
-                None => match self.next_job(encoding.room().expect("nothing is under way")) {
-                    Job::Batch => self.begin(&mut encoding)?,
-                    other => {
-                        if self.obey(other)?.is_break() {
-                            return Ok(());
+                None => {
+                    let waiting = Instant::now();
+                    let job = self.next_job(encoding.room().expect("nothing is under way"));
+                    encoding.rested(waiting.elapsed());
+                    match job {
+                        Job::Batch => self.begin(&mut encoding)?,
+                        other => {
+                            if self.obey(other)?.is_break() {
+                                return Ok(());
+                            }
                         }
                     }
-                },
+                }
             }
         }
     }

@@ -64,10 +64,18 @@ impl Chooser {
         }
     }
 
-    /// A channel has written `bytes` of a packet, which took it `writing`.
-    pub(super) fn written(&self, bytes: ByteCount, writing: Duration) {
+    /// A channel has written `bytes` of a packet with so many pages, which took it `writing`.
+    pub(super) fn written(&self, pages: usize, bytes: ByteCount, writing: Duration) {
         if let Self::Auto { choice, start } = self {
-            choice.lock().written(start.elapsed(), bytes, writing);
+            // At most 128.
+            choice.lock().written(start.elapsed(), pages as u32, bytes, writing);
+        }
+    }
+
+    /// A channel had nothing to send.
+    pub(super) fn rested(&self) {
+        if let Self::Auto { choice, .. } = self {
+            choice.lock().rested();
         }
     }
 

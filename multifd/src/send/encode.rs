@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// A channel that waits so long for a batch is not kept from it by the others or the coordinator: there is none.
+const REST: Duration = Duration::from_millis(2);
+
 /// What the channels of one end share to make their packets.
 #[derive(Clone)]
 pub(super) struct Encoders {
@@ -179,11 +182,18 @@ impl Encoding {
         }))
     }
 
+    /// The channel had nothing to send for as long as `waited`.
+    pub(super) fn rested(&self, waited: Duration) {
+        if let Some(per_packet) = self.shared.per_packet.as_ref().filter(|_| waited >= REST) {
+            per_packet.chooser.rested();
+        }
+    }
+
     /// Takes back a packet that is sent: `bytes` in all, which took `writing`.
     pub(super) fn give_back(&mut self, parcel: Parcel, bytes: ByteCount, writing: Duration) {
         // What waits is written with something else, which then says what it took.
         if let Some(per_packet) = self.shared.per_packet.as_ref().filter(|_| bytes > ByteCount(0)) {
-            per_packet.chooser.written(bytes, writing);
+            per_packet.chooser.written(parcel.contents.normal.len(), bytes, writing);
         }
         self.shared.workspaces.give(self.held, parcel);
         self.held -= 1;
