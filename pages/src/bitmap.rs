@@ -96,6 +96,31 @@ impl DirtyBitmap {
         won
     }
 
+    /// As [`Self::claim_host_page`] for the first host page of `unit` pages at or after `from` that can be had; one that
+    /// holds `from` counts.
+    #[must_use = "a won claim must be shipped; nobody else will"]
+    pub fn claim_next_host_page(&self, from: PageIndex, unit: PageCount) -> Option<PageRun> {
+        let mut from = from.0 - from.0 % unit.0;
+        loop {
+            let owed = self.bits.next_set(from)?;
+            let host_page = PageRun::new(PageIndex(owed - owed % unit.0), unit);
+            if self.claim_host_page(host_page) {
+                return Some(host_page);
+            }
+            from = host_page.end().0; // Another claimer is about to clear the rest of it.
+        }
+    }
+
+    /// Owes a host page that the caller has claimed and does not ship. Others may claim meanwhile.
+    ///
+    /// # Panics
+    /// If the host page leaves the block.
+    pub fn owe_host_page(&self, host_page: PageRun) {
+        // Its first page last: whoever wins that one clears the others, and would leave behind what is set later.
+        self.mark(PageRun::new(host_page.start + PageCount(1), host_page.count - PageCount(1)));
+        self.mark(PageRun::new(host_page.start, PageCount(1)));
+    }
+
     /// Owes every host page of `size` of which a target page is owed. Nobody may claim meanwhile.
     pub fn owe_whole(&self, size: PageSize) {
         let unit = size.target_pages();

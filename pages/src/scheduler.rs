@@ -1,5 +1,7 @@
 //! Which pages leave next: requested ones first, then a cursor that walks the blocks in order.
 
+use crate::bitmap::DirtyBitmap;
+use crate::layout::RamLayout;
 use crate::map::DirtyMap;
 use crate::units::{BlockId, PageCount, PageIndex, PageRun};
 use std::collections::VecDeque;
@@ -30,6 +32,8 @@ pub struct PageScheduler {
     urgent: VecDeque<(BlockId, PageRun)>,
     block: u32,
     page: PageIndex,
+    /// Pages of a host page of each block, where these are claimed whole.
+    units: Vec<PageCount>,
 }
 
 impl Default for PageBatch {
@@ -51,6 +55,12 @@ impl PageScheduler {
         Self::default()
     }
 
+    /// From now on host pages of `layout`, the layout of the map, are claimed whole: in postcopy they are placed whole
+    /// (wire 5.6). What is owed of a block with huge pages must be whole host pages then, and so must requests.
+    pub fn claim_whole_host_pages(&mut self, layout: &RamLayout) {
+        self.units = layout.iter().map(|(_, block)| block.page_size.target_pages()).collect();
+    }
+
     /// Puts `run` before everything else. Asking twice is harmless: a claimed page is not claimed again.
     pub fn request(&mut self, block: BlockId, run: PageRun) {
         self.urgent.push_back((block, run));
@@ -61,7 +71,8 @@ impl PageScheduler {
         (self.block, self.page) = (block.0, page);
     }
 
-    /// Claims the next pages into `batch`, at most `max`; `false` if nothing is owed.
+    /// Claims the next pages into `batch`, at most `max`, or one host page where they are claimed whole and it is larger;
+    /// `false` if nothing is owed.
     ///
     /// After a request the cursor goes on behind it, because faults have neighbours.
     ///
@@ -95,12 +106,14 @@ impl PageScheduler {
     fn claim_from_cursor(&mut self, dirty: &DirtyMap, max: PageCount, batch: &mut PageBatch) {
         batch.block = BlockId(self.block);
         let Some((_, bitmap)) = dirty.iter().nth(self.block as usize) else { return };
+        let unit = self.unit(batch.block);
         let mut left = max;
         while left.0 > 0
-            && let Some(run) = bitmap.claim_next(self.page, left)
+            && (unit <= left || batch.runs.is_empty())
+            && let Some(run) = claim_next(bitmap, self.page, left, unit)
         {
             self.page = run.end();
-            left -= run.count;
+            left = PageCount(left.0.saturating_sub(run.count.0));
             batch.runs.push(run);
         }
     }
@@ -114,25 +127,46 @@ impl PageScheduler {
         batch: &mut PageBatch,
     ) {
         (batch.block, batch.urgency) = (block, Urgency::Urgent);
-        let bitmap = dirty.block(block);
-        let mut left = max.0;
-        for page in run.pages() {
-            if left == 0 {
+        let (bitmap, unit) = (dirty.block(block), self.unit(block));
+        let mut left = max;
+        let mut page = run.start;
+        while page < run.end() {
+            if left < unit && !batch.runs.is_empty() {
                 // The rest of a long request stays urgent.
                 let rest = PageRun::new(page, PageCount(run.end().0 - page.0));
                 self.urgent.push_front((block, rest));
                 break;
             }
-            if bitmap.claim(page) {
-                left -= 1;
+            if claim(bitmap, page, unit) {
+                left = PageCount(left.0.saturating_sub(unit.0));
                 match batch.runs.last_mut() {
-                    Some(last) if last.end() == page => last.count += PageCount(1),
-                    _ => batch.runs.push(PageRun::new(page, PageCount(1))),
+                    Some(last) if last.end() == page => last.count += unit,
+                    _ => batch.runs.push(PageRun::new(page, unit)),
                 }
             }
+            page = page + unit;
         }
         if !batch.runs.is_empty() {
             (self.block, self.page) = (block.0, run.end());
         }
+    }
+
+    /// What is claimed of a block at once, at least.
+    fn unit(&self, block: BlockId) -> PageCount {
+        self.units.get(block.index()).copied().unwrap_or(PageCount(1))
+    }
+}
+
+fn claim(bitmap: &DirtyBitmap, page: PageIndex, unit: PageCount) -> bool {
+    match unit {
+        PageCount(1) => bitmap.claim(page),
+        _ => bitmap.claim_host_page(PageRun::new(page, unit)),
+    }
+}
+
+fn claim_next(bitmap: &DirtyBitmap, from: PageIndex, max: PageCount, unit: PageCount) -> Option<PageRun> {
+    match unit {
+        PageCount(1) => bitmap.claim_next(from, max),
+        _ => bitmap.claim_next_host_page(from, unit),
     }
 }

@@ -221,6 +221,76 @@ fn racing_claimers_never_share_a_host_page() {
     assert_eq!((won, owed.count()), (HOST_PAGES, PageCount(0)));
 }
 
+/// A block of four host pages of 16 target pages, and one of ten target pages.
+fn layout_with_huge_pages() -> RamLayout {
+    let block = |name: &str, pages: u64, size: u64| BlockLayout {
+        name: BlockName::new(name).unwrap(),
+        length: ByteCount(pages * PAGE_BYTES as u64),
+        page_size: PageSize::new(size * PAGE_BYTES as u64).unwrap(),
+    };
+    RamLayout::new(vec![block("huge", 64, 16), block("small", 10, 1)]).unwrap()
+}
+
+#[test]
+fn a_batch_has_whole_host_pages_and_is_no_larger_for_others() {
+    let layout = layout_with_huge_pages();
+    let dirty = DirtyMap::clean(&layout);
+    dirty.owe_all();
+    let (mut scheduler, mut batch) = (PageScheduler::new(), PageBatch::default());
+    scheduler.claim_whole_host_pages(&layout);
+    scheduler.request(BlockId(0), run(32, 48));
+    // Somebody faults in the middle of a host page, and its start is behind the cursor.
+    scheduler.seek(BlockId(0), PageIndex(20));
+    let mut next = |max| {
+        scheduler.next_batch(&dirty, PageCount(max), &mut batch).then(|| (batch.block.0, batch.runs.clone()))
+    };
+    assert_eq!(next(4), Some((0, vec![run(32, 48)])));
+    assert_eq!(next(4), Some((0, vec![run(48, 64)])), "behind the request");
+    assert_eq!(next(4), Some((1, vec![run(0, 4)])));
+    assert_eq!(next(100), Some((1, vec![run(4, 10)])));
+    assert_eq!(next(40), Some((0, vec![run(0, 16), run(16, 32)])));
+    assert_eq!(next(4), None);
+}
+
+#[test]
+fn a_cursor_inside_of_a_host_page_claims_it_from_its_start() {
+    let layout = layout_with_huge_pages();
+    let dirty = DirtyMap::clean(&layout);
+    dirty.owe_all();
+    let (mut scheduler, mut batch) = (PageScheduler::new(), PageBatch::default());
+    scheduler.claim_whole_host_pages(&layout);
+    scheduler.seek(BlockId(0), PageIndex(20));
+    assert!(scheduler.next_batch(&dirty, PageCount(1), &mut batch));
+    assert_eq!(batch.runs, [run(16, 32)]);
+}
+
+#[test]
+fn a_host_page_that_is_given_back_is_never_lost_to_a_racing_claimer() {
+    const UNIT: PageCount = PageCount(256);
+    let host_page = run(0, UNIT.0);
+    let owed = DirtyBitmap::clean(UNIT);
+    owed.owe_all();
+    let shipped = std::sync::atomic::AtomicBool::new(false);
+    // One claims and gives back, as a full queue makes it do; the other claims and ships.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..10_000 {
+                if owed.claim_host_page(host_page) {
+                    owed.owe_host_page(host_page);
+                }
+            }
+        });
+        scope.spawn(|| {
+            while owed.claim_next_host_page(PageIndex(0), UNIT).is_none() {
+                std::hint::spin_loop();
+            }
+            shipped.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+    });
+    assert!(shipped.into_inner());
+    assert_eq!(owed.count(), PageCount(0));
+}
+
 #[test]
 fn after_a_seek_the_cursor_goes_on_there_and_comes_back_for_the_rest() {
     let layout = RamLayout::new(vec![BlockLayout {

@@ -21,6 +21,7 @@ mod error;
 mod fault_thread;
 mod hint;
 mod histogram;
+mod landed;
 mod latency_hold;
 mod preempt;
 mod sink;

@@ -1,11 +1,10 @@
 //! Where pages go that come while the guest runs, or may run.
 
 use crate::error::{PlaceError, UffdError};
+use crate::landed::{Landed, Landing};
 use crate::statistics::{Counters, PostcopyStatistics};
 use crate::uffd::{FaultEvent, FaultReader, Uffd, landing_ram};
-use limosa_pages::{
-    BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun, PageSize, ReceivedBitmap, ReceivedMap,
-};
+use limosa_pages::{BlockId, PAGE_BYTES, PageCount, PageIndex, PageRun, ReceivedMap};
 use limosa_protocol::{FaultTable, KernelThread, PageFault};
 use limosa_ram::{GuestRam, RamBlock};
 use parking_lot::{Mutex, MutexGuard};
@@ -41,8 +40,8 @@ pub struct UffdSink {
     received: Arc<ReceivedMap>,
     /// Pages whose bytes somebody has begun to put in; never cleared while a channel lives.
     begun: ReceivedMap,
-    /// Target pages of huge host pages that have come, block by block.
-    landed: Vec<Option<ReceivedBitmap>>,
+    /// What has come of huge host pages, block by block.
+    landed: Vec<Option<Landed>>,
     table: Mutex<FaultTable>,
     counters: Counters,
 }
@@ -57,8 +56,7 @@ impl UffdSink {
     /// As [`probe`](crate::probe).
     pub fn listen(ram: GuestRam, received: Arc<ReceivedMap>) -> Result<Self, UffdError> {
         let landing = landing_ram(&ram)?;
-        let huge = |block: &RamBlock| block.layout().page_size != PageSize::FOUR_KIB;
-        let landed = ram.iter().map(|(_, block)| huge(block).then(|| ReceivedBitmap::empty(block.pages())));
+        let landed = ram.iter().map(|(_, block)| Landed::of(block));
         Ok(Self {
             uffd: Uffd::watch(ram.clone())?,
             landing,
@@ -167,7 +165,7 @@ impl UffdSink {
         for (id, block) in self.guest.iter() {
             self.begun.block(id).forget(block.whole());
             if let Some(landed) = &self.landed[id.index()] {
-                landed.forget(block.whole());
+                landed.forget();
             }
         }
     }
@@ -334,15 +332,20 @@ impl UffdSink {
         mut place: impl FnMut(PageRun) -> Result<(), PlaceError>,
     ) -> Result<(), PlaceError> {
         let Some(landed) = &self.landed[block.index()] else { return place(run) };
-        landed.mark(run);
         let mut page = run.start;
         while page < run.end() {
             let host_page = self.host_page(block, page);
-            // Target pages mostly come in order: the last one tells soonest that something is missing.
-            if (host_page.start.0..host_page.end().0).rev().all(|page| landed.is_received(PageIndex(page))) {
-                place(host_page)?;
+            let end = host_page.end().min(run.end());
+            let part = PageRun::new(page, PageCount(end.0 - page.0));
+            match landed.add(part, host_page) {
+                Landing::Complete => place(host_page)?,
+                Landing::Partial => {}
+                Landing::Twice => {
+                    self.counters.twice();
+                    return Err(PlaceError::Twice { block: self.guest.block(block).name().clone(), run });
+                }
             }
-            page = host_page.end();
+            page = end;
         }
         Ok(())
     }

@@ -225,10 +225,13 @@ impl UrgentServer {
                 Ok(sent?)
             }
             Path::Queue(queue) => {
+                let unit = self.ram.layout().block(id).page_size.target_pages();
+                let dirty = self.dirty.block(id);
                 for &run in &self.runs {
                     // A request of many pages may find the queue full half way: the rest is owed again.
                     if queue.try_send(UrgentPages { block: id, run }).is_err() {
-                        self.dirty.block(id).mark(run);
+                        let host_pages = run.pages().step_by(unit.0 as usize);
+                        host_pages.for_each(|page| dirty.owe_host_page(PageRun::new(page, unit)));
                     }
                 }
                 Ok(())

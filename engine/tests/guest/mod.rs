@@ -12,7 +12,9 @@ use limosa_ram::dirty_log::{DirtyLog, FakeDirtyLog, HostWrites};
 use limosa_ram::{GuestRam, RamBlock, RamError};
 use limosa_vmstate::VmState;
 use limosa_wire::Configuration;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::{Condvar, Mutex};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -21,6 +23,12 @@ pub(crate) const BLOCKS: [(&str, u64); 2] = [("main.ram", 1500), ("small.ram", 3
 
 /// A guest whose whole stream is a few kilobytes: a page of content, a zero page, an untouched one, and a second block.
 pub(crate) const TINY_BLOCKS: [(&str, u64); 2] = [("main.ram", 3), ("small.ram", 1)];
+
+/// Target pages of a huge page of 2 MiB.
+pub(crate) const HUGE_PAGES: u64 = 512;
+
+/// A block on huge pages, and one on small ones.
+pub(crate) const HUGE_BLOCKS: [(&str, u64); 2] = [("huge.ram", 4 * HUGE_PAGES), ("small.ram", 300)];
 
 /// The device that every test guest has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, VmState)]
@@ -89,6 +97,24 @@ impl Guest {
     /// The same in memory that only its own mapping reaches.
     pub(crate) fn incoming_private(hot: u64) -> Self {
         Self::in_memory(RamBlock::anonymous, RunState::InMigrate, hot, &BLOCKS, |log| Box::new(log))
+    }
+
+    /// A guest with huge pages, one that runs and one that waits for its state; `None` where there are none to be had.
+    pub(crate) fn huge_pair(hot: u64) -> Option<(Self, Self)> {
+        let new = |run_state| Self::in_memory(huge, run_state, hot, &HUGE_BLOCKS, |log| Box::new(log));
+        let count = |of: &str| -> Option<u64> {
+            let file = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{of}_hugepages");
+            std::fs::read_to_string(file).ok()?.trim().parse().ok()
+        };
+        let free = count("free")?.saturating_sub(count("resv")?);
+        let needed = 2 * HUGE_BLOCKS[0].1 / HUGE_PAGES;
+        if free < needed {
+            eprintln!("LEFT OUT: {needed} free huge pages (vm.nr_hugepages), there are {free}");
+            return None;
+        }
+        let (source, destination) = (new(RunState::Running), new(RunState::InMigrate));
+        source.fill(1);
+        Some((source, destination))
     }
 
     fn new(
@@ -185,6 +211,16 @@ impl Guest {
         self.gate.state.lock().run_state = run_state;
         self.gate.changed.notify_all();
     }
+}
+
+/// Memory for [`HUGE_BLOCKS`]: on huge pages if it is a whole number of them.
+fn huge(name: BlockName, length: ByteCount) -> Result<RamBlock, RamError> {
+    if !length.0.is_multiple_of(HUGE_PAGES * PAGE_BYTES as u64) {
+        return RamBlock::memfd(name, length);
+    }
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    let file = memfd_create(c"limosa-test", flags).expect("there are free ones");
+    RamBlock::file(name, format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref(), length)
 }
 
 impl Drop for Guest {

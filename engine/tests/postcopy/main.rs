@@ -6,6 +6,7 @@ mod guest;
 mod relay;
 
 mod cuts;
+mod huge;
 mod recovery;
 
 use guest::{Guest, Recorder, assert_completed};

@@ -25,14 +25,14 @@ impl Migration {
         self.incoming.statistics().status.as_str()
     }
 
-    fn wait_both(&self, status: &str) {
+    pub(super) fn wait_both(&self, status: &str) {
         while (self.status_here(), self.status_there()) != (status, status) {
             assert!(!self.outgoing.has_ended(), "{:?}", self.outgoing.statistics());
             std::thread::yield_now();
         }
     }
 
-    fn recover(&self) {
+    pub(super) fn recover(&self) {
         let address = self.incoming.recover_postcopy(&anywhere()).unwrap();
         self.outgoing.resume_postcopy(address).unwrap();
     }

@@ -80,6 +80,7 @@ impl RamSave {
     pub(in crate::ram) fn begin_postcopy(&mut self) -> Arc<DirtyMap> {
         self.encoder.forget_block();
         (self.xbzrle, self.discarded) = (None, None);
+        self.scheduler.claim_whole_host_pages(self.ram.layout());
         match &mut self.channels {
             Some(channels) if self.channels_in_postcopy => channels.begin_postcopy(),
             _ => self.resting = self.channels.take(),
@@ -177,15 +178,13 @@ impl RamSave {
         }
     }
 
-    /// Most pages of a bite. A huge page must leave in one piece (wire 5.6).
+    /// Most pages of a bite, but for a huge page, which is one by itself.
     fn bite(&self, urgent: &UrgentPath) -> PageCount {
-        let host_page = self.ram.layout().iter().map(|(_, block)| block.page_size.target_pages()).max();
-        let most = match urgent.claimed {
-            _ if self.channels.is_some() => return PACKET_PAGES,
+        match urgent.claimed {
+            _ if self.channels.is_some() => PACKET_PAGES,
             Some(_) => BITE_PAGES,
             None => BATCH_PAGES,
-        };
-        most.max(host_page.unwrap_or(most))
+        }
     }
 
     /// Hands out the batch in parts of which the guest has touched every page, or none.
@@ -200,18 +199,40 @@ impl RamSave {
         }
     }
 
+    /// Hands the claimed batch to the channels. A huge page is several packets, on whichever channels are free; the
+    /// destination waits for the last of them (wire 14.3).
+    fn submit_bite(&mut self, channels: &mut Channels) -> Result<(), SaveFault> {
+        let block = self.batch.block;
+        channels.begin_packet(block);
+        let (mut room, mut submitted) = (PACKET_PAGES, Ok(()));
+        self.for_each_part(|saving, part| {
+            let mut rest = part.run;
+            while !rest.is_empty() && submitted.is_ok() {
+                let run = PageRun::new(rest.start, rest.count.min(room));
+                rest = PageRun::new(run.end(), rest.count - run.count);
+                match part.touched {
+                    true => channels.add_content(run),
+                    false => channels.add_untouched(run),
+                }
+                room -= run.count;
+                if room == PageCount(0) {
+                    submitted = channels.submit(&saving.counters);
+                    channels.begin_packet(block);
+                    room = PACKET_PAGES;
+                }
+            }
+        });
+        submitted?;
+        channels.submit(&self.counters)
+    }
+
     /// Sends the claimed batch: on the channels if there are any and nobody waits for it.
     fn send_bite(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
         self.records.clear();
         if self.batch.urgency == Urgency::Urgent {
             add(&self.counters.requested, self.batch.pages().0);
         } else if let Some(mut channels) = self.channels.take() {
-            channels.begin_packet(self.batch.block);
-            self.for_each_part(|_, part| match part.touched {
-                true => channels.add_content(part.run),
-                false => channels.add_untouched(part.run),
-            });
-            let submitted = channels.submit(&self.counters);
+            let submitted = self.submit_bite(&mut channels);
             self.channels = Some(channels);
             return submitted;
         }
