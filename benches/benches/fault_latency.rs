@@ -7,7 +7,8 @@
 //!   that a fault can cost.
 //! * `limosa`: the fault thread and the urgent server; measured by the thread that faults.
 //!
-//! Each idle, and beside a bulk connection that is never empty. Run it with `cargo bench -p limosa-benches --bench
+//! Each idle, and beside a bulk connection that is never empty; what that one carried meanwhile is told, since a way that is
+//! slower because it leaves the bulk more, or faster because it leaves it less, is not comparable. Run it with `cargo bench -p limosa-benches --bench
 //! fault_latency`, on a quiet machine.
 #![allow(unsafe_code, reason = "reads guest memory as a guest does")]
 
@@ -21,6 +22,7 @@ use limosa_wire::{ReturnDecoder, ReturnMessage, Step};
 use std::error::Error;
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
@@ -55,7 +57,7 @@ fn main() -> Outcome<()> {
     let hold = LatencyHold::acquire();
     println!("processors kept awake: {}", if hold.is_some() { "yes" } else { "no" });
     for bulk in [false, true] {
-        let mut figures: [Vec<(f64, f64)>; 3] = Default::default();
+        let mut figures: [Vec<Turn>; 3] = Default::default();
         for turn in 0..TURNS {
             for at in 0..WAYS.len() {
                 let at = (at + turn) % WAYS.len();
@@ -66,20 +68,35 @@ fn main() -> Outcome<()> {
             "\n{}, microseconds, medians of {TURNS} turns of {FAULTS} pages",
             if bulk { "beside bulk" } else { "idle" }
         );
-        let floor =
-            (median(figures[0].iter().map(|turn| turn.0)), median(figures[0].iter().map(|turn| turn.1)));
+        let floor = Turn::median(&figures[0]);
         for (way, turns) in WAYS.iter().zip(&figures) {
-            let (p50, p99) =
-                (median(turns.iter().map(|turn| turn.0)), median(turns.iter().map(|turn| turn.1)));
+            let Turn { p50, p99, bulk } = Turn::median(turns);
             let name = format!("{way:?}").to_lowercase();
             println!(
-                "  {name:8} p50 {p50:7.1} ({:4.2} of bare)   p99 {p99:7.1} ({:4.2})",
-                p50 / floor.0,
-                p99 / floor.1
+                "  {name:8} p50 {p50:7.1} ({:4.2} of bare)   p99 {p99:7.1} ({:4.2})   bulk {bulk:4.2} GB/s",
+                p50 / floor.p50,
+                p99 / floor.p99
             );
         }
     }
     Ok(())
+}
+
+/// What one turn measured, or the medians of several.
+struct Turn {
+    /// Microseconds.
+    p50: f64,
+    /// Microseconds.
+    p99: f64,
+    /// GB/s on the bulk connection while pages were asked for.
+    bulk: f64,
+}
+
+impl Turn {
+    fn median(turns: &[Self]) -> Self {
+        let of = |part: fn(&Self) -> f64| median(turns.iter().map(part));
+        Self { p50: of(|turn| turn.p50), p99: of(|turn| turn.p99), bulk: of(|turn| turn.bulk) }
+    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -94,27 +111,31 @@ fn ram() -> Outcome<GuestRam> {
     Ok(GuestRam::new(vec![block])?)
 }
 
-/// One turn: p50 and p99 in microseconds.
-fn measure(way: Way, bulk: bool) -> Outcome<(f64, f64)> {
+/// One turn.
+fn measure(way: Way, bulk: bool) -> Outcome<Turn> {
     let listener = Listener::bind(&"tcp:127.0.0.1:0".parse()?)?;
     let mut child = start_source(way, bulk, listener.local_address())?;
     let (requests, preempt, background) =
         (listener.accept(None)?, listener.accept(None)?, listener.accept(None)?);
     let stop = background.shutdown_handle();
-    let drain = std::thread::spawn(move || drain(background.split().0));
+    let drained = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&drained);
+    let drain = std::thread::spawn(move || drain(background.split().0, &count));
     let ram = ram()?;
+    let (before, began) = (drained.load(Ordering::Relaxed), Instant::now());
     let latencies = match way {
         Way::Bare => bare(&ram, requests),
         Way::Handler => handler(&ram, requests),
         Way::Limosa => limosa(&ram, requests, preempt),
     };
+    let bulk = (drained.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64() / 1e9;
     stop.shutdown();
     drain.join().expect("the bulk reader ends");
     child.wait()?;
     let mut latencies = latencies?;
     latencies.sort_unstable();
     let at = |part: usize| latencies[(latencies.len() - 1) * part / 100].as_secs_f64() * 1e6;
-    Ok((at(50), at(99)))
+    Ok(Turn { p50: at(50), p99: at(99), bulk })
 }
 
 fn start_source(way: Way, bulk: bool, address: &Address) -> Outcome<Child> {
@@ -128,9 +149,11 @@ fn order() -> impl Iterator<Item = PageIndex> {
     (0..FAULTS).map(|at| PageIndex(at * 7919 % PAGES))
 }
 
-fn drain(mut link: LinkReader) {
+fn drain(mut link: LinkReader, drained: &AtomicU64) {
     let mut buffer = vec![0; 2 * BULK];
-    while matches!(link.read_some(&mut buffer), Ok(1..)) {}
+    while let Ok(count @ 1..) = link.read_some(&mut buffer) {
+        drained.fetch_add(count as u64, Ordering::Relaxed);
+    }
 }
 
 /// Reads a byte of every page as the guest does, and says how long each took.
@@ -234,7 +257,7 @@ fn source(way: &str, bulk: bool, address: &str) -> Outcome<()> {
         if bulk {
             push(background.split().1);
         } else {
-            drain(background.split().0);
+            drain(background.split().0, &AtomicU64::new(0));
         }
     });
     if way == "Limosa" {
