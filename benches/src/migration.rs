@@ -45,6 +45,9 @@ pub struct Measurement {
     pub destination_cpu_ms: f64,
     /// Times that the dirty log was read.
     pub syncs: u64,
+    /// In postcopy: what vCPUs waited for pages (`postcopy-vcpu-blocktime`, whole milliseconds) by the number of requests,
+    /// in microseconds; 0 otherwise. A QEMU that asks for a page again counts as if it had waited less.
+    pub fault_wait_us: f64,
     /// The parts of the downtime, where the program tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_us: Option<DowntimeParts>,
@@ -87,6 +90,9 @@ pub fn measure(
     let mut source = Vmm::start("source", command, &socket("source"))?;
     configure(&mut source, route)?;
     configure(&mut destination, route)?;
+    if route.postcopy {
+        set_capabilities(&mut destination, json!([{ "capability": "postcopy-blocktime", "state": true }]))?;
+    }
     let uri = listen(&mut destination)?;
     if scenario.busy.is_some() {
         std::thread::sleep(WARM_UP);
@@ -99,6 +105,9 @@ pub fn measure(
     let cpu_before = [source.cpu_time(), destination.cpu_time()];
     let began = Instant::now();
     source.execute("migrate", json!({ "uri": uri }))?;
+    if route.postcopy {
+        source.execute("migrate-start-postcopy", Value::Null)?;
+    }
     let status = source.wait_migrated(began + MIGRATION_TIMEOUT)?;
     let wall = began.elapsed();
     let cpu_after = [source.cpu_time(), destination.cpu_time()];
@@ -123,6 +132,10 @@ pub fn measure(
         source_cpu_ms: milliseconds(cpu_after[0] - cpu_before[0]),
         destination_cpu_ms: milliseconds(cpu_after[1] - cpu_before[1]),
         syncs: number(&answer["ram"]["dirty-sync-count"]),
+        fault_wait_us: match route.postcopy {
+            true => fault_wait_us(&mut destination, &answer)?,
+            false => 0.0,
+        },
         downtime_us: None,
         rounds: Value::Null,
     };
@@ -143,8 +156,10 @@ fn configure(vmm: &mut Vmm, route: &Route) -> Result<(), BenchError> {
         { "capability": "events", "state": true },
         { "capability": "return-path", "state": true },
         { "capability": "multifd", "state": route.channels > 0 },
+        { "capability": "postcopy-ram", "state": route.postcopy },
+        { "capability": "postcopy-preempt", "state": route.postcopy },
     ]);
-    vmm.execute("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
+    set_capabilities(vmm, capabilities)?;
     let mut parameters = json!({ "max-bandwidth": 0, "downtime-limit": 300 });
     if route.channels > 0 {
         parameters["multifd-channels"] = route.channels.into();
@@ -152,6 +167,19 @@ fn configure(vmm: &mut Vmm, route: &Route) -> Result<(), BenchError> {
         parameters["multifd-zstd-level"] = 1.into();
     }
     vmm.execute("migrate-set-parameters", parameters).map(drop)
+}
+
+fn set_capabilities(vmm: &mut Vmm, capabilities: Value) -> Result<(), BenchError> {
+    vmm.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(drop)
+}
+
+/// The mean wait for a page, in microseconds, by what both sides say: `source` is its `query-migrate`.
+fn fault_wait_us(destination: &mut Vmm, source: &Value) -> Result<f64, BenchError> {
+    let answer = destination.execute("query-migrate", Value::Null)?;
+    let waits = answer["postcopy-vcpu-blocktime"].as_array().map_or(&[][..], Vec::as_slice);
+    let waited: u64 = waits.iter().filter_map(Value::as_u64).sum();
+    let requests = source["ram"]["postcopy-requests"].as_u64().unwrap_or_default();
+    Ok(waited as f64 * 1e3 / requests.max(1) as f64)
 }
 
 /// Lets `destination` listen at a port of the kernel's choice; returns the address for the source.

@@ -25,6 +25,8 @@ pub struct Route {
     pub channels: u8,
     /// `multifd-compression`, of both programs.
     pub compression: String,
+    /// The guest moves first, and its pages follow, urgent ones on a channel of their own. Without multifd channels.
+    pub postcopy: bool,
 }
 
 /// A guest that writes.

@@ -32,10 +32,11 @@ pub struct Best {
 /// A row of the table: a name, a figure, and how many decimals of it mean something.
 type Row = (&'static str, fn(&Measurement) -> f64, usize);
 
-const ROWS: [Row; 7] = [
+const ROWS: [Row; 8] = [
     ("total time, ms", |one| one.total_ms as f64, 0),
     ("wall clock, ms", |one| one.wall_ms, 0),
     ("downtime, ms", |one| one.downtime_ms, 1),
+    ("wait for a page, us", |one| one.fault_wait_us, 0),
     ("transferred, MB", |one| one.transferred as f64 / 1e6, 1),
     ("guest RAM, GB/s", |one| one.guest_gb_per_s, 2),
     ("source CPU, ms", |one| one.source_cpu_ms, 0),
@@ -100,7 +101,8 @@ impl fmt::Display for Best {
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<20}{:>26}{:>26}{:>8}", "median [range]", "limosa", "qemu", "ratio")?;
-        for (name, figure, decimals) in ROWS {
+        let is_known = |row: &Row| self.measurements.iter().any(|one| row.1(one) != 0.0);
+        for (name, figure, decimals) in ROWS.into_iter().filter(is_known) {
             let cell = |program| match self.spread(program, figure) {
                 Some(Spread { median, least, most }) => {
                     format!("{median:.decimals$} [{least:.decimals$}-{most:.decimals$}]")

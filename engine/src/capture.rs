@@ -156,7 +156,7 @@ impl Capture {
         let RamItem::Setup(setup) = self.input.decode(|bytes| decoder.next(bytes))? else {
             return Err(LoadFault::PageBeforeSetup);
         };
-        let mut load = RamLoad::begin(new_memory(&setup)?, Default::default(), None)?;
+        let mut load = RamLoad::begin(new_memory(&setup)?, Default::default(), None, RamContext::new())?;
         load.agree(&setup)?;
         load.read_section(&mut self.input)?;
         Ok(load)

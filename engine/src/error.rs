@@ -283,6 +283,16 @@ pub enum LoadFault {
         /// The peer's.
         got: ByteCount,
     },
+    /// A RAM block on pages of another size, which postcopy places whole.
+    #[error("RAM block {name:?} is on pages of {got} bytes there and of {expected} here")]
+    BlockPageSize {
+        /// Its name.
+        name: String,
+        /// Ours.
+        expected: u64,
+        /// The peer's.
+        got: u64,
+    },
     /// A RAM block of ours that the peer does not send.
     #[error("the peer does not have RAM block {name:?}")]
     MissingBlock {

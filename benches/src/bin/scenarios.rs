@@ -31,6 +31,9 @@ struct Options {
     /// How the channels compress, several methods in turns.
     #[arg(long, value_name = "METHOD,..", value_delimiter = ',', default_value = "none")]
     compression: Vec<String>,
+    /// Move each guest before its memory, urgent pages on a channel of their own. QEMU 10.0 has no multifd then.
+    #[arg(long)]
+    postcopy: bool,
     /// Guest RAM in MiB, instead of what the scenarios have.
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
@@ -135,8 +138,12 @@ fn chosen(options: &Options) -> Vec<Scenario> {
 
 /// Every number of channels with every method.
 fn routes(options: &Options) -> impl Iterator<Item = Route> + '_ {
-    options.channels.iter().flat_map(|&channels| {
-        options.compression.iter().map(move |method| Route { channels, compression: method.clone() })
+    options.channels.iter().flat_map(move |&channels| {
+        options.compression.iter().map(move |method| Route {
+            channels,
+            compression: method.clone(),
+            postcopy: options.postcopy,
+        })
     })
 }
 

@@ -9,7 +9,7 @@ use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::{BlockName, ByteCount, DirtyMap, PageCount, RamLayout, ReceivedMap};
 use limosa_postcopy::UffdError;
 use limosa_ram::{DirtyLog, GuestRam};
-use limosa_wire::DiscardRange;
+use limosa_wire::{DiscardRange, RamContext};
 use std::sync::Arc;
 
 /// Guest RAM as a live entry of the savevm list.
@@ -21,12 +21,21 @@ pub struct RamHandler {
     counters: Arc<RamCounters>,
     saving: Option<RamSave>,
     loading: Option<RamLoad>,
+    /// What the next stream's block list has; ADVISE says so before it.
+    context: RamContext,
 }
 
 impl RamHandler {
     /// A handler for `ram`. Without a dirty log the guest can be received, but not sent while it runs.
     pub fn new(ram: GuestRam, dirty_log: Option<Box<dyn DirtyLog>>) -> Self {
-        Self { ram, dirty_log, counters: Arc::default(), saving: None, loading: None }
+        Self {
+            ram,
+            dirty_log,
+            counters: Arc::default(),
+            saving: None,
+            loading: None,
+            context: RamContext::new(),
+        }
     }
 
     /// What the handler counts; to be read by anybody at any time.
@@ -127,6 +136,7 @@ impl RamHandler {
     /// Postcopy may follow: faults can be watched here, and the memory is empty (wire 5.2).
     pub(crate) fn prepare_postcopy(&mut self) -> Result<(), LoadFault> {
         self.can_postcopy()?;
+        self.context = RamContext::new().with_postcopy(self.ram.layout());
         for (_, block) in self.ram.iter() {
             block.punch(block.whole())?;
         }
@@ -193,7 +203,8 @@ impl LiveState for RamHandler {
 
     fn load_setup(&mut self, setup: &LoadSetup) -> Result<(), LoadFault> {
         let links = setup.channels.lock().take();
-        self.loading = Some(RamLoad::begin(self.ram.clone(), Arc::clone(&self.counters), links)?);
+        let context = std::mem::take(&mut self.context);
+        self.loading = Some(RamLoad::begin(self.ram.clone(), Arc::clone(&self.counters), links, context)?);
         Ok(())
     }
 

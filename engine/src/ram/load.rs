@@ -67,10 +67,11 @@ impl RamLoad {
         ram: GuestRam,
         counters: Arc<RamCounters>,
         links: Option<ReceiveLinks>,
+        context: RamContext,
     ) -> Result<Self, LoadFault> {
         let sink = Arc::new(Arrivals::new(ram.clone()));
         Ok(Self {
-            decoder: RamDecoder::new(RamContext::new()),
+            decoder: RamDecoder::new(context),
             channels: links.map(|links| Channels::begin(links, &sink)).transpose()?,
             sink,
             told: false,
@@ -193,6 +194,11 @@ impl RamLoad {
             if theirs.length != expected {
                 let name = name.to_owned();
                 return Err(LoadFault::BlockLength { name, expected, got: theirs.length });
+            }
+            let expected = layout.block(id).page_size;
+            if let Some(got) = theirs.page_size.filter(|got| *got != expected) {
+                let (name, expected, got) = (name.to_owned(), expected.bytes(), got.bytes());
+                return Err(LoadFault::BlockPageSize { name, expected, got });
             }
         }
         for (_, ours) in layout.iter() {

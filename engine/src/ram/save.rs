@@ -15,7 +15,7 @@ use crate::savevm::SaveSetup;
 use crate::stream::StreamWriter;
 use limosa_compress::xbzrle::{self, Encoded};
 use limosa_multifd::ChannelStatistics;
-use limosa_pages::{ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageRun, PageScheduler};
+use limosa_pages::{ByteCount, DirtyMap, PAGE_BYTES, PageBatch, PageCount, PageRun, PageScheduler, PageSize};
 use limosa_ram::{DirtyLog, GuestRam, is_zero};
 use limosa_wire::{Features, RamEncoder, RamSetup, SetupBlock};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub(super) struct RamSave {
     populated: Option<DirtyMap>,
     /// What the setup tells the destination, if it wants to know.
     report: Option<PopulationReport>,
+    /// Whether the block list names page sizes above 4 KiB (wire 3.3).
+    names_page_sizes: bool,
     xbzrle: Option<Xbzrle>,
     /// Where pages leave, if not on the main channel.
     channels: Option<Channels>,
@@ -115,6 +117,7 @@ impl RamSave {
             synced: false,
             populated: Some(populated),
             report,
+            names_page_sizes: setup.capabilities.postcopy_ram,
             xbzrle: cache.map(Xbzrle::new),
             batch: PageBatch::default(),
             records: Records::default(),
@@ -123,10 +126,12 @@ impl RamSave {
 
     /// Writes the list of blocks: the body of the START section.
     pub(super) fn write_setup(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
-        let blocks = self.ram.layout().iter();
-        let setup = RamSetup {
-            blocks: blocks.map(|(_, block)| SetupBlock::new(block.name.clone(), block.length)).collect(),
-        };
+        let large = |size: &PageSize| self.names_page_sizes && *size > PageSize::FOUR_KIB;
+        let blocks = self.ram.layout().iter().map(|(_, block)| SetupBlock {
+            page_size: Some(block.page_size).filter(large),
+            ..SetupBlock::new(block.name.clone(), block.length)
+        });
+        let setup = RamSetup { blocks: blocks.collect() };
         self.encoder.setup(&setup, out.buffer());
         if let Some(report) = self.report.take() {
             report.encode(&self.ram, &mut self.encoder, out.buffer());
