@@ -120,7 +120,12 @@ impl ChannelCounters {
 
     /// Makes `call` and counts its time as waiting.
     pub(crate) fn waiting<T>(&self, call: impl FnOnce() -> T) -> T {
-        timed(&self.waiting_nanoseconds, call).0
+        self.waiting_for(call).0
+    }
+
+    /// As [`Self::waiting`]; also returns the time.
+    pub(crate) fn waiting_for<T>(&self, call: impl FnOnce() -> T) -> (T, Duration) {
+        timed(&self.waiting_nanoseconds, call)
     }
 
     /// Makes `call` and counts its time as waiting for the codec pool.

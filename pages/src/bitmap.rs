@@ -90,7 +90,7 @@ impl DirtyBitmap {
     #[must_use = "a won claim must be shipped; nobody else will"]
     pub fn claim_host_page(&self, host_page: PageRun) -> bool {
         let won = self.bits.clear_bit(host_page.start);
-        if won {
+        if won && host_page.count > PageCount(1) {
             self.bits.clear(host_page);
         }
         won

@@ -137,7 +137,7 @@ impl PageScheduler {
                 self.urgent.push_front((block, rest));
                 break;
             }
-            if claim(bitmap, page, unit) {
+            if bitmap.claim_host_page(PageRun::new(page, unit)) {
                 left = PageCount(left.0.saturating_sub(unit.0));
                 match batch.runs.last_mut() {
                     Some(last) if last.end() == page => last.count += unit,
@@ -154,13 +154,6 @@ impl PageScheduler {
     /// What is claimed of a block at once, at least.
     fn unit(&self, block: BlockId) -> PageCount {
         self.units.get(block.index()).copied().unwrap_or(PageCount(1))
-    }
-}
-
-fn claim(bitmap: &DirtyBitmap, page: PageIndex, unit: PageCount) -> bool {
-    match unit {
-        PageCount(1) => bitmap.claim(page),
-        _ => bitmap.claim_host_page(PageRun::new(page, unit)),
     }
 }
 

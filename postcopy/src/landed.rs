@@ -37,13 +37,13 @@ impl Landed {
         })
     }
 
-    /// The bytes of `part` are in landing memory, a part of `host_page`.
-    pub(crate) fn add(&self, part: PageRun, host_page: PageRun) -> Landing {
+    /// The bytes of `part`, of one host page, are in landing memory.
+    pub(crate) fn add(&self, part: PageRun) -> Landing {
         if self.pages.mark(part) != part.count {
             return Landing::Twice;
         }
         // Release, for the bytes of this part; acquire, for those of all others.
-        let count = &self.counts[(host_page.start.0 / self.unit.0) as usize];
+        let count = &self.counts[(part.start.0 / self.unit.0) as usize];
         let before = count.fetch_add(part.count.0 as u32, Ordering::AcqRel);
         match u64::from(before) + part.count.0 == self.unit.0 {
             true => Landing::Complete,
@@ -78,26 +78,25 @@ mod tests {
     #[test]
     fn a_host_page_is_complete_with_its_last_part_whatever_the_order() {
         let landed = two_host_pages();
-        let second = run(512, 512);
-        assert_eq!(landed.add(run(640, 384), second), Landing::Partial);
-        assert_eq!(landed.add(run(0, 128), run(0, 512)), Landing::Partial);
-        assert_eq!(landed.add(run(512, 128), second), Landing::Complete);
+        assert_eq!(landed.add(run(640, 384)), Landing::Partial);
+        assert_eq!(landed.add(run(0, 128)), Landing::Partial);
+        assert_eq!(landed.add(run(512, 128)), Landing::Complete);
     }
 
     #[test]
     fn a_part_that_comes_twice_is_noticed() {
         let landed = two_host_pages();
-        assert_eq!(landed.add(run(0, 128), run(0, 512)), Landing::Partial);
-        assert_eq!(landed.add(run(127, 2), run(0, 512)), Landing::Twice);
+        assert_eq!(landed.add(run(0, 128)), Landing::Partial);
+        assert_eq!(landed.add(run(127, 2)), Landing::Twice);
     }
 
     #[test]
     fn parts_that_are_forgotten_may_come_again() {
         let landed = two_host_pages();
-        assert_eq!(landed.add(run(0, 511), run(0, 512)), Landing::Partial);
+        assert_eq!(landed.add(run(0, 511)), Landing::Partial);
         landed.forget();
-        assert_eq!(landed.add(run(0, 511), run(0, 512)), Landing::Partial);
-        assert_eq!(landed.add(run(511, 1), run(0, 512)), Landing::Complete);
+        assert_eq!(landed.add(run(0, 511)), Landing::Partial);
+        assert_eq!(landed.add(run(511, 1)), Landing::Complete);
     }
 
     #[test]
@@ -107,7 +106,7 @@ mod tests {
             let heard: usize = std::thread::scope(|scope| {
                 let add = |part: u64| {
                     let landed = &landed;
-                    scope.spawn(move || landed.add(run(part * 128, 128), run(0, 512)) == Landing::Complete)
+                    scope.spawn(move || landed.add(run(part * 128, 128)) == Landing::Complete)
                 };
                 let channels: Vec<_> = (0..4).map(add).collect();
                 channels.into_iter().map(|end| usize::from(end.join().unwrap())).sum()

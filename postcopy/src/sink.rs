@@ -90,8 +90,7 @@ impl UffdSink {
         if run.pages().all(|page| self.claim(block, page)) {
             return Ok(());
         }
-        self.counters.twice();
-        Err(PlaceError::Twice { block: self.guest.block(block).name().clone(), run })
+        Err(self.twice(block, run))
     }
 
     /// The bytes of `run` are in [`Self::ram`]: makes them visible to the guest, wakes who waits for them, and marks them
@@ -310,11 +309,16 @@ impl UffdSink {
     /// The pages of `run`, whole host pages, are visible.
     fn mark(&self, block: BlockId, run: PageRun, arrived: Instant) -> Result<(), PlaceError> {
         if self.received.block(block).mark(run) != run.count {
-            self.counters.twice();
-            return Err(PlaceError::Twice { block: self.guest.block(block).name().clone(), run });
+            return Err(self.twice(block, run));
         }
         self.answer(block, run, arrived);
         Ok(())
+    }
+
+    /// Counts that a page of `run` had come before.
+    fn twice(&self, block: BlockId, run: PageRun) -> PlaceError {
+        self.counters.twice();
+        PlaceError::Twice { block: self.guest.block(block).name().clone(), run }
     }
 
     fn answer(&self, block: BlockId, run: PageRun, arrived: Instant) {
@@ -337,13 +341,10 @@ impl UffdSink {
             let host_page = self.host_page(block, page);
             let end = host_page.end().min(run.end());
             let part = PageRun::new(page, PageCount(end.0 - page.0));
-            match landed.add(part, host_page) {
+            match landed.add(part) {
                 Landing::Complete => place(host_page)?,
                 Landing::Partial => {}
-                Landing::Twice => {
-                    self.counters.twice();
-                    return Err(PlaceError::Twice { block: self.guest.block(block).name().clone(), run });
-                }
+                Landing::Twice => return Err(self.twice(block, run)),
             }
             page = end;
         }

@@ -4,7 +4,7 @@ use crate::error::RequestError;
 use crate::hint::FaultHint;
 use crate::histogram::{LatencyHistogram, LatencySummary};
 use crossbeam_channel::{Receiver, Sender};
-use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PageCount, PageIndex, PageRun, PageSize};
+use limosa_pages::{BlockId, BlockName, ByteCount, DirtyMap, PageCount, PageIndex, PageRun};
 use limosa_ram::{Gather, GuestRam};
 use limosa_transport::LinkWriter;
 use limosa_wire::{RamEncoder, RequestedPages};
@@ -186,16 +186,11 @@ impl UrgentServer {
     /// Fills `runs` with the pages of `run` that are ours to send.
     fn claim(&mut self, id: BlockId, run: PageRun) {
         self.runs.clear();
-        let (dirty, host_page) = (self.dirty.block(id), self.ram.layout().block(id).page_size);
-        let unit = host_page.target_pages();
+        let (dirty, unit) = (self.dirty.block(id), self.ram.layout().block(id).page_size.target_pages());
         let mut page = run.start;
         while page < run.end() {
             let unit_run = PageRun::new(page, unit);
-            let won = if host_page == PageSize::FOUR_KIB {
-                dirty.claim(page)
-            } else {
-                dirty.claim_host_page(unit_run)
-            };
+            let won = dirty.claim_host_page(unit_run);
             match self.runs.last_mut() {
                 Some(last) if won && last.end() == page => last.count += unit,
                 _ if won => self.runs.push(unit_run),
@@ -225,8 +220,8 @@ impl UrgentServer {
                 Ok(sent?)
             }
             Path::Queue(queue) => {
-                let unit = self.ram.layout().block(id).page_size.target_pages();
-                let dirty = self.dirty.block(id);
+                let (dirty, unit) =
+                    (self.dirty.block(id), self.ram.layout().block(id).page_size.target_pages());
                 for &run in &self.runs {
                     // A request of many pages may find the queue full half way: the rest is owed again.
                     if queue.try_send(UrgentPages { block: id, run }).is_err() {

@@ -90,8 +90,7 @@ impl Preallocation {
     pub fn new(ram: GuestRam, populated: &[Populated]) -> Self {
         assert_eq!(populated.len(), ram.layout().iter().count());
         let blocks = ram.iter().zip(populated).map(|((_, block), populated)| Regions::new(block, populated));
-        let blocks: Vec<Regions> = blocks.collect();
-        Self { blocks, ram, front: Front::default(), kept: Mutex::default() }
+        Self { blocks: blocks.collect(), ram, front: Front::default(), kept: Mutex::default() }
     }
 
     /// The source has memory for `populated` pages of the region of `block` that begins at page `start`.

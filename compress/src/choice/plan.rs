@@ -45,6 +45,11 @@ pub(super) struct Plan {
     pub(super) seconds: f64,
 }
 
+impl Rung {
+    /// Pages as they are.
+    pub(super) const RAW: Self = Self { method: 0, delta: false };
+}
+
 impl Capacity {
     /// Seconds a page on the link, and in the pool.
     pub(super) fn seconds(&self, price: Price) -> (f64, f64) {
@@ -78,13 +83,12 @@ impl Plan {
 
     /// All pages as they are.
     pub(super) fn raw(prices: &Prices, capacity: Capacity) -> Self {
-        let raw = Rung { method: 0, delta: false };
-        Self::of(raw, raw, prices, capacity)
+        Self::of(Rung::RAW, Rung::RAW, prices, capacity)
     }
 
     /// Whether all pages go as they are.
     pub(super) fn is_raw(&self) -> bool {
-        !self.is_balance() && self.main() == Rung { method: 0, delta: false }
+        !self.is_balance() && self.main() == Rung::RAW
     }
 
     /// Whether both rungs have their part.

@@ -165,7 +165,7 @@ impl LiveState for RamHandler {
     fn save_setup(&mut self, setup: &SaveSetup<'_>, out: &mut StreamWriter) -> Result<(), SaveFault> {
         let log = self.dirty_log.as_deref_mut().ok_or(SaveFault::NoDirtyLog)?;
         let saving = RamSave::begin(self.ram.clone(), log, setup, Arc::clone(&self.counters))?;
-        self.saving.insert(saving).write_setup(out)
+        self.saving.insert(saving).write_setup(setup.capabilities.postcopy_ram, out)
     }
 
     fn sync(&mut self) -> Result<(), SaveFault> {

@@ -40,8 +40,6 @@ pub(super) struct RamSave {
     populated: Option<DirtyMap>,
     /// What the setup tells the destination, if it wants to know.
     report: Option<PopulationReport>,
-    /// Whether the block list names page sizes above 4 KiB (wire 3.3).
-    names_page_sizes: bool,
     xbzrle: Option<Xbzrle>,
     /// Where pages leave, if not on the main channel.
     channels: Option<Channels>,
@@ -117,16 +115,16 @@ impl RamSave {
             synced: false,
             populated: Some(populated),
             report,
-            names_page_sizes: setup.capabilities.postcopy_ram,
             xbzrle: cache.map(Xbzrle::new),
             batch: PageBatch::default(),
             records: Records::default(),
         })
     }
 
-    /// Writes the list of blocks: the body of the START section.
-    pub(super) fn write_setup(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
-        let large = |size: &PageSize| self.names_page_sizes && *size > PageSize::FOUR_KIB;
+    /// Writes the list of blocks, with page sizes above 4 KiB if `postcopy` may follow (wire 3.3): the body of the START
+    /// section.
+    pub(super) fn write_setup(&mut self, postcopy: bool, out: &mut StreamWriter) -> Result<(), SaveFault> {
+        let large = |size: &PageSize| postcopy && *size > PageSize::FOUR_KIB;
         let blocks = self.ram.layout().iter().map(|(_, block)| SetupBlock {
             page_size: Some(block.page_size).filter(large),
             ..SetupBlock::new(block.name.clone(), block.length)

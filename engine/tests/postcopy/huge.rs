@@ -5,13 +5,17 @@ use super::guest::{Guest, HUGE_PAGES, assert_completed};
 use super::{Setting, assert_same_but_for_writes, start};
 use limosa_engine::Codec;
 use limosa_pages::{BlockId, PAGE_BYTES};
+use parking_lot::Mutex;
 
 const SETTINGS: [(bool, u8, Codec); 4] =
     [(false, 0, Codec::None), (true, 0, Codec::None), (false, 2, Codec::None), (true, 3, Codec::Lz4)];
 
-/// One test, because huge pages are few: on every way, paused and recovered on the way.
+/// Huge pages are few: one pair of guests at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn huge_pages_follow_whole_on_every_way_and_after_a_recovery() {
+    let _turn = TURN.lock();
     for (preempt, channels, codec) in SETTINGS {
         for pauses in [0, 2] {
             let Some((mut source, mut destination)) = Guest::huge_pair(40) else { return };
@@ -43,6 +47,7 @@ fn huge_pages_follow_whole_on_every_way_and_after_a_recovery() {
 
 #[test]
 fn a_huge_page_can_be_read_there_before_it_has_come() {
+    let _turn = TURN.lock();
     let Some((mut source, mut destination)) = Guest::huge_pair(0) else { return };
     let expected = source.memory();
     let ram = destination.ram.clone();

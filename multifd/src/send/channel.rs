@@ -15,7 +15,7 @@ use limosa_wire::multifd::{InitPacket, PagesHeader, PagesPacket};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Packets of zero pages wait for each other up to this many bytes: twelve headers, which stand for 6 MiB of RAM. To scan
 /// a packet's pages takes 20 microseconds, a system call and the wake-up of its reader as long.
@@ -64,7 +64,7 @@ impl Channel {
                 Job::Batch
             } else {
                 self.flush()?;
-                self.next_job(&mut batch)
+                self.next_job(&mut batch).0
             };
             match job {
                 Job::Batch => {
@@ -98,9 +98,8 @@ impl Channel {
                 Some(None) => return Ok(()),
                 // Nothing is under way, so what was taken before a synchronisation point is written.
                 None => {
-                    let waiting = Instant::now();
-                    let job = self.next_job(encoding.room().expect("nothing is under way"));
-                    encoding.rested(waiting.elapsed());
+                    let (job, waited) = self.next_job(encoding.room().expect("nothing is under way"));
+                    encoding.rested(waited);
                     match job {
                         Job::Batch => self.begin(&mut encoding)?,
                         other => {
@@ -130,8 +129,9 @@ impl Channel {
         Ok(())
     }
 
-    fn next_job(&self, batch: &mut SendBatch) -> Job {
-        self.shared.counters().waiting(|| self.shared.queue.next(self.points, batch))
+    /// Waits for the next job; also returns how long that took.
+    fn next_job(&self, batch: &mut SendBatch) -> (Job, Duration) {
+        self.shared.counters().waiting_for(|| self.shared.queue.next(self.points, batch))
     }
 
     /// Does what is no batch. `Break` if nothing comes after it.
