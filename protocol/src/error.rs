@@ -52,6 +52,15 @@ pub struct Loss {
     pub reason: LossReason,
 }
 
+impl Loss {
+    /// Whether a link beside the main one is gone, and nothing worse: it can be replaced. One that carried something that is
+    /// no message has another fault.
+    pub(crate) const fn is_beside_main(&self) -> bool {
+        let beside = matches!(self.role, LinkRole::Preempt | LinkRole::Channel(_));
+        beside && !matches!(self.reason, LossReason::Unreadable)
+    }
+}
+
 /// The directions of a connection, and what stands beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkRole {

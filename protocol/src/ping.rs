@@ -140,6 +140,11 @@ impl PingLedger {
         self.awaited = Some(purpose);
     }
 
+    /// The answer that is waited for is wanted no more; it may still come.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.awaited = None;
+    }
+
     /// The connection is gone, and with it every answer that was on its way (I8).
     pub(crate) fn forget(&mut self) {
         *self = Self::default();

@@ -27,6 +27,7 @@ const RECV_BITMAP: u16 = 10;
 const SWITCHOVER_START: u16 = 11;
 /// Ours: "L" and a zero, far from any number that QEMU will give out.
 const FEATURES: u16 = 0x4c00;
+const REPLACE_LINKS: u16 = 0x4c01;
 
 const DISCARD_VERSION: u8 = 0;
 /// Version byte, name length byte and terminator byte.
@@ -73,6 +74,8 @@ pub enum Command {
     SwitchoverStart,
     /// These extensions are in use. Only to a destination that said HELLO (wire 14.1).
     Features(Agreement),
+    /// The links beside this one are given up: say what has come, and take others in their place (wire 14.4).
+    ReplaceLinks,
 }
 
 /// Facts about the source's pages that must hold on the destination too.
@@ -110,6 +113,7 @@ impl Command {
             Self::RecvBitmap { .. } => "RECV_BITMAP",
             Self::SwitchoverStart => "SWITCHOVER_START",
             Self::Features(_) => "FEATURES",
+            Self::ReplaceLinks => "REPLACE_LINKS",
         }
     }
 
@@ -149,6 +153,7 @@ impl Command {
                 head(FEATURES, AGREEMENT_BYTES, out);
                 agreement.encode(out);
             }
+            Self::ReplaceLinks => head(REPLACE_LINKS, 0, out),
         }
     }
 
@@ -193,6 +198,7 @@ impl Command {
                 fixed(AGREEMENT_BYTES as u16)?;
                 return Agreement::read(cursor).map(Self::Features);
             }
+            REPLACE_LINKS => fixed(0).map(|()| Self::ReplaceLinks),
             _ => Err(WireError::Unknown { at, field: Field::CommandNumber, got: u64::from(number) }),
         }
         .map_err(Halt::from)

@@ -69,14 +69,17 @@ impl Features {
     pub const POSTCOPY_CHANNELS: Self = Self(1 << 2);
     /// The destination says whether the guest runs there, or never did.
     pub const RUNNING_ANSWERS: Self = Self(1 << 3);
+    /// Links beside the main one are replaced when they are lost in postcopy.
+    pub const LINK_REPLACEMENT: Self = Self(1 << 4);
     /// All that this version knows.
-    pub const KNOWN: Self = Self(0b1111);
+    pub const KNOWN: Self = Self(0b1_1111);
 
-    const NAMES: [(Self, &str); 4] = [
+    const NAMES: [(Self, &str); 5] = [
         (Self::PER_PACKET_CODECS, "codecs per packet"),
         (Self::POPULATED_REPORT, "report of populated pages"),
         (Self::POSTCOPY_CHANNELS, "channels during postcopy"),
         (Self::RUNNING_ANSWERS, "answers whether the guest runs"),
+        (Self::LINK_REPLACEMENT, "replacement of lost links"),
     ];
 
     /// The set with these bits on the wire.

@@ -24,6 +24,7 @@ const HELLO: u16 = 0x4c00;
 const REFUSED: u16 = 0x4c01;
 const RUNNING: u16 = 0x4c02;
 const NEVER_RAN: u16 = 0x4c03;
+const LINK_LOST: u16 = 0x4c04;
 
 const BITMAP_END_MARK: u64 = 0x0123_4567_89ab_cdef;
 const RESUME_ACK_VALUE: u32 = 1;
@@ -55,6 +56,8 @@ pub enum ReturnMessage {
     Running,
     /// The guest never ran on the destination and never will (wire 14.1).
     NeverRan,
+    /// A link beside the main one is lost there (wire 14.4).
+    LinkLost,
     /// The destination knows extensions; the answer to a PING of the value [`GREETING`](crate::GREETING), before its
     /// PONG.
     Hello(Hello),
@@ -118,7 +121,7 @@ impl ReturnDecoder {
         let length_at = cursor.at();
         let length = cursor.u16()?;
         let limit = match kind {
-            SHUT..=SWITCHOVER_ACK | HELLO | RUNNING | NEVER_RAN => MAX_RETURN_PAYLOAD_BYTES,
+            SHUT..=SWITCHOVER_ACK | HELLO | RUNNING | NEVER_RAN | LINK_LOST => MAX_RETURN_PAYLOAD_BYTES,
             REFUSED => MAX_REFUSAL_BYTES,
             _ => return Err(WireError::Unknown { at, field: Field::ReturnType, got: u64::from(kind) }.into()),
         };
@@ -152,6 +155,7 @@ impl ReturnDecoder {
             }
             RUNNING => fixed(0).map(|()| ReturnMessage::Running),
             NEVER_RAN => fixed(0).map(|()| ReturnMessage::NeverRan),
+            LINK_LOST => fixed(0).map(|()| ReturnMessage::LinkLost),
             HELLO => fixed(HELLO_BYTES).and_then(|()| Hello::read(cursor)).map(ReturnMessage::Hello),
             REFUSED => RefusalReason::read(length, cursor).map(ReturnMessage::Refused),
             _ => fixed(0).map(|()| ReturnMessage::SwitchoverAck),
@@ -201,6 +205,7 @@ impl ReturnMessage {
             Self::SwitchoverAck => head(SWITCHOVER_ACK, 0, out),
             Self::Running => head(RUNNING, 0, out),
             Self::NeverRan => head(NEVER_RAN, 0, out),
+            Self::LinkLost => head(LINK_LOST, 0, out),
             Self::Hello(hello) => {
                 head(HELLO, HELLO_BYTES, out);
                 hello.encode(out);

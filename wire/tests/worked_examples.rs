@@ -100,6 +100,7 @@ fn commands_are_as_qemu_writes_them() {
         (Command::PostcopyResume, "08 0009 0000"),
         (Command::RecvBitmap { block: name("microvm.ram") }, "08 000a 000c 0b 6d6963726f766d2e72616d"),
         (Command::SwitchoverStart, "08 000b 0000"),
+        (Command::ReplaceLinks, "08 4c01 0000"),
     ];
     for (command, expected) in examples {
         assert_bytes(|out| command.encode(out), expected);
@@ -129,7 +130,7 @@ fn a_reason_is_cut_to_its_limit_between_two_letters() {
 fn extensions_that_cannot_be_are_refused() {
     let features = |digits| StreamDecoder::without_header().next(&hex(digits));
     let unknown = |at, field, got| Err(WireError::Unknown { at, field, got });
-    assert_eq!(features("08 4c00 000a 0000000000000010 00 00"), unknown(5, Field::Features, 0x10));
+    assert_eq!(features("08 4c00 000a 0000000000000020 00 00"), unknown(5, Field::Features, 0x20));
     assert_eq!(features("08 4c00 000a 0000000000000001 04 03"), unknown(14, Field::MultifdMethod, 3));
     let mut decoder = ReturnDecoder::new();
     let zero = WireError::Empty { at: 4, field: Field::ExtensionsVersion };
@@ -155,6 +156,7 @@ fn return_messages_are_as_qemu_writes_them() {
         (ReturnMessage::SwitchoverAck, "0007 0000"),
         (ReturnMessage::Running, "4c02 0000"),
         (ReturnMessage::NeverRan, "4c03 0000"),
+        (ReturnMessage::LinkLost, "4c04 0000"),
         (
             ReturnMessage::RequestPages { block: Some(block.clone()), pages: pages(0x13000) },
             "0003 0014 0000000000013000 00001000 07 70632e62696f73",

@@ -119,7 +119,8 @@ pub(super) fn by_command(command: &Command) -> Option<Refusal> {
         | Command::Ping(_)
         | Command::PostcopyAdvise(_)
         | Command::SwitchoverStart
-        | Command::Features(_) => None,
+        | Command::Features(_)
+        | Command::ReplaceLinks => None,
         Command::EnableColo => Some(Refusal::Colo),
         Command::PostcopyListen
         | Command::PostcopyRun

@@ -76,6 +76,11 @@ impl Context {
         self.agreed.is_some_and(|agreed| agreed.features.contains(Features::RUNNING_ANSWERS))
     }
 
+    /// Whether links beside the main one may be replaced (wire 14.4).
+    pub(super) fn replaces_links(&self) -> bool {
+        self.agreed.is_some_and(|agreed| agreed.features.contains(Features::LINK_REPLACEMENT))
+    }
+
     /// Forgets the actions that the shell has not taken.
     pub(super) fn drop_actions(&mut self) {
         self.actions.clear();

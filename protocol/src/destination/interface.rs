@@ -66,6 +66,9 @@ pub enum DestinationAction {
     /// Shut every link of this connection down, join every thread that used one, and drop what they still had to say (I8).
     /// The guest runs on. Answer: [`DestinationEvent::Paused`]; nothing of the old connection is handed in after it.
     Pause,
+    /// Give the links beside the main one up: shut them down, join every thread that used one, and drop what they still had
+    /// to say (I8). Nobody asks for pages before [`Self::ResumeFaults`]. No answer, only `Lost` of the main link.
+    DropLinks,
     /// Answer RECV_BITMAP for this block: a page is received if all of its host page is. No answer, only `Lost`.
     SendBitmap {
         /// The RAM block.
@@ -116,6 +119,8 @@ pub enum DestinationEvent {
     StreamRefused(DestinationFailure),
     /// A direction of the link is gone, or carries something that is no stream.
     Lost(Loss),
+    /// The preempt link has ended between two records. A QEMU's may, when it has sent all; one of ours stays to the end.
+    PreemptEnded,
     /// The guest is ours.
     GuestStarted,
     /// The guest could not be started and does not run.
@@ -197,6 +202,7 @@ impl DestinationEvent {
             Self::LoadFailed { .. } => Unexpected::named("LoadFailed"),
             Self::StreamRefused(_) => Unexpected::named("StreamRefused"),
             Self::Lost(_) => Unexpected::named("Lost"),
+            Self::PreemptEnded => Unexpected::named("PreemptEnded"),
             Self::GuestStarted => Unexpected::named("GuestStarted"),
             Self::StartFailed => Unexpected::named("StartFailed"),
             Self::PackageEnded => Unexpected::named("end of the package"),

@@ -176,7 +176,8 @@ fn obey(command: &Command, context: &mut Context) -> Result<(), DestinationFailu
         | Command::Packaged { .. }
         | Command::EnableColo
         | Command::PostcopyResume
-        | Command::RecvBitmap { .. } => Err(DestinationFailure::Unsupported { command: command.name() }),
+        | Command::RecvBitmap { .. }
+        | Command::ReplaceLinks => Err(DestinationFailure::Unsupported { command: command.name() }),
     }
 }
 

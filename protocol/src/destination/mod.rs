@@ -72,7 +72,9 @@ impl Destination {
             DestinationEvent::LoadFailed { section } => Err(DestinationFailure::Load { section }),
             DestinationEvent::StreamRefused(failure) => Err(failure),
             // They mean something only when the guest runs here.
-            DestinationEvent::PausePostcopy | DestinationEvent::GiveUp => Ok(state),
+            DestinationEvent::PausePostcopy | DestinationEvent::GiveUp | DestinationEvent::PreemptEnded => {
+                Ok(state)
+            }
             event => state.on(event, context),
         };
         next.unwrap_or_else(|failure| give_up(DestinationEnding::Failed(failure), context))
@@ -145,6 +147,10 @@ impl Destination {
 fn in_postcopy(state: State, event: DestinationEvent, context: &mut Context) -> State {
     let next = match event {
         _ if matches!(state, State::Pausing(_) | State::Paused(_)) => state.on(event, context),
+        DestinationEvent::Lost(loss) if loss.is_beside_main() && bears_losses(&state, context) => {
+            state.on(event, context)
+        }
+        DestinationEvent::PreemptEnded if !bears_losses(&state, context) => Ok(state),
         DestinationEvent::Lost(loss) => Err(DestinationFailure::Lost(loss)),
         DestinationEvent::LoadFailed { section } => Err(DestinationFailure::Load { section }),
         DestinationEvent::StreamRefused(failure) => Err(failure),
@@ -154,4 +160,9 @@ fn in_postcopy(state: State, event: DestinationEvent, context: &mut Context) -> 
         event => state.on(event, context),
     };
     next.unwrap_or_else(|failure| pause(failure, context))
+}
+
+/// Whether a link beside the main one may be lost here without a pause.
+fn bears_losses(state: &State, context: &Context) -> bool {
+    matches!(state, State::Running(_)) && context.replaces_links()
 }

@@ -23,7 +23,10 @@ pub(super) struct Paused {
 
 /// The source asks what is here, and says when it goes on.
 #[derive(Debug)]
-pub(super) struct Recovering;
+pub(super) struct Recovering {
+    /// Over a new main link, after a pause. Otherwise only the links beside it are replaced.
+    pub(super) main_lost: bool,
+}
 
 /// The failure path of every state in which the guest runs here.
 pub(super) fn pause(reason: DestinationFailure, context: &mut Context) -> State {
@@ -58,7 +61,7 @@ impl Paused {
         match event {
             DestinationEvent::Reconnected => {
                 context.return_path_open = true;
-                Ok(State::Recovering(Recovering))
+                Ok(State::Recovering(Recovering { main_lost: true }))
             }
             DestinationEvent::GiveUp => {
                 Ok(finish(DestinationEnding::Failed(self.reason), GuestFate::Lost, context))

@@ -4,12 +4,16 @@ use super::context::Context;
 use super::ending::complete;
 use super::interface::{DestinationAction, DestinationEvent};
 use super::outcome::DestinationFailure;
+use super::recovery::Recovering;
 use super::state::{State, Transition, unexpected};
 use limosa_wire::{Command, ReturnMessage};
 
 /// Pages come on their links; the machine hears of the rest.
-#[derive(Debug)]
-pub(super) struct Running;
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    /// A link beside the main one is lost, and the source was told: it replaces them all.
+    link_lost: bool,
+}
 
 /// The end has been read; the last pages may still be on another link.
 #[derive(Debug)]
@@ -20,7 +24,7 @@ impl Running {
 
     pub(super) fn enter(ended: bool, context: &mut Context) -> State {
         if !ended {
-            return State::Running(Self);
+            return State::Running(Self::default());
         }
         context.act(DestinationAction::AwaitPages);
         State::AwaitingPages(AwaitingPages)
@@ -33,6 +37,16 @@ impl Running {
                 Ok(State::Running(self))
             }
             DestinationEvent::EndOfStream => Ok(Self::enter(true, context)),
+            DestinationEvent::Lost(_) | DestinationEvent::PreemptEnded => {
+                if !self.link_lost {
+                    context.act(DestinationAction::Send(ReturnMessage::LinkLost));
+                }
+                Ok(State::Running(Self { link_lost: true }))
+            }
+            DestinationEvent::CommandRead(Command::ReplaceLinks) if context.replaces_links() => {
+                context.act(DestinationAction::DropLinks);
+                Ok(State::Recovering(Recovering { main_lost: false }))
+            }
             event => Err(unexpected(Self::NAME, "PING or EOF", &event)),
         }
     }

@@ -84,6 +84,7 @@ impl State {
             // "Paused" would promise that a recovery can begin.
             Self::Running(_) | Self::AwaitingPages(_) | Self::Pausing(_) => MigrationStatus::PostcopyActive,
             Self::Paused(_) => MigrationStatus::PostcopyPaused,
+            Self::Recovering(Recovering { main_lost: false }) => MigrationStatus::PostcopyActive,
             Self::Recovering(_) => MigrationStatus::PostcopyRecover,
             _ => MigrationStatus::Active,
         }

@@ -47,7 +47,10 @@ impl PostcopyStream {
                 Ok(None)
             }
             DestinationEvent::CommandRead(
-                Command::Ping(_) | Command::RecvBitmap { .. } | Command::PostcopyResume,
+                Command::Ping(_)
+                | Command::RecvBitmap { .. }
+                | Command::PostcopyResume
+                | Command::ReplaceLinks,
             ) if self.open.is_none() => Ok(Some(event)),
             DestinationEvent::EndOfStream if self.open.is_none() => {
                 let unended = self.live.iter().find(|(_, progress)| **progress == Progress::Started);

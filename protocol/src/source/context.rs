@@ -3,6 +3,7 @@
 use super::config::{ParameterChange, SourceConfig};
 use super::interface::{Pending, SourceAction, SourceEvent, return_message};
 use super::outcome::SourceFailure;
+use super::replacement::Progress;
 use super::report::{SourceCounters, Timeline};
 use super::state::{State, refused};
 use crate::convergence::Convergence;
@@ -34,6 +35,8 @@ pub(super) struct Context {
     pub(super) package_taken: bool,
     /// The guest is known to have run on the destination.
     pub(super) runs_there: bool,
+    /// How the replacements of lost links went.
+    pub(super) replacements: Progress,
     /// The extensions that both sides use (wire 14.1).
     pub(super) agreed: Features,
     /// The user wants postcopy.
@@ -72,6 +75,7 @@ impl Context {
             end_taken: false,
             package_taken: false,
             runs_there: false,
+            replacements: Progress::default(),
             agreed: Features::NONE,
             postcopy_asked: false,
             cancel_refused: false,
@@ -130,6 +134,11 @@ impl Context {
         self.pings.forget();
     }
 
+    /// What was asked last is of no interest any more.
+    pub(super) fn await_no_pong(&mut self) {
+        self.pings.stop_waiting();
+    }
+
     /// The guest runs on the destination.
     pub(super) fn prove_running(&mut self, now: Instant) {
         self.runs_there = true;
@@ -153,6 +162,11 @@ impl Context {
     /// Whether the destination says that it runs the guest, or never did (wire 14.1).
     pub(super) const fn running_answers(&self) -> bool {
         self.agreed.contains(Features::RUNNING_ANSWERS)
+    }
+
+    /// Whether links beside the main one may be replaced: the destination can, and is past the package (wire 14.4).
+    pub(super) const fn replaces_links(&self) -> bool {
+        self.runs_there && self.agreed.contains(Features::LINK_REPLACEMENT)
     }
 
     /// The user wants postcopy, and the destination is ready for it.
@@ -234,6 +248,11 @@ impl Context {
                 Ok(pass_if(state.deadline().is_some_and(|deadline| deadline <= now), event))
             }
             SourceEvent::HandlerFailed { step } => Err(SourceFailure::Handler(step)),
+            SourceEvent::Lost(loss)
+                if loss.is_beside_main() && self.replaces_links() && state.bears_losses() =>
+            {
+                Ok(Screened::Pass(event))
+            }
             SourceEvent::Lost(loss) if !self.end_taken => Err(SourceFailure::Lost(loss)),
             SourceEvent::Return(message) => self.screen_answer(message, state),
             event => Ok(Screened::Pass(event)),
@@ -274,6 +293,9 @@ impl Context {
             // The urgent path's: a shell that hands them in does no harm once there is one.
             ReturnMessage::RequestPages { .. } if self.package_taken => Ok(Screened::Done),
             ReturnMessage::ResumeAck if self.package_taken => {
+                Ok(Screened::Pass(SourceEvent::Return(message)))
+            }
+            ReturnMessage::LinkLost if self.replaces_links() => {
                 Ok(Screened::Pass(SourceEvent::Return(message)))
             }
             ReturnMessage::Running | ReturnMessage::NeverRan

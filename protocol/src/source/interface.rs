@@ -70,8 +70,8 @@ pub enum SourceAction {
         /// Checked between batches.
         max_time: Duration,
     },
-    /// Wait until no asked-for page is claimed and unwritten, or waits in the preempt link's queue. No answer, only `Lost`.
-    DrainUrgent,
+    /// Bring the multifd channels into line, and wait until no asked-for page is claimed and unwritten, or waits in the preempt link's queue. No answer, only `Lost`.
+    Drain,
     /// Bring the multifd channels into line, write END sections and EOF, and flush. No vmdescription follows (wire 5.4).
     /// Answer: [`SourceEvent::PostcopyCompleted`].
     CompletePostcopy,
@@ -80,6 +80,9 @@ pub enum SourceAction {
     Pause,
     /// Connect anew, with a return path and no header. Answer: [`SourceEvent::Reconnected`], or `Lost`.
     Reconnect,
+    /// Stop serving requests, shut the links beside the main one down, join every thread that used one, and say REPLACE_LINKS
+    /// on the main link, which goes on. Answer: [`SourceEvent::LinksDropped`].
+    ReplaceLinks,
     /// Send RECV_BITMAP for every block, take the answers off the return path, and set owed := not received (I1). Every
     /// channel forgets its previous block. Answer: [`SourceEvent::BitmapsMerged`].
     FetchBitmaps,
@@ -177,6 +180,8 @@ pub enum SourceEvent {
     Paused,
     /// There is a new connection.
     Reconnected,
+    /// No link but the main one is left, and the destination will know it.
+    LinksDropped,
     /// What the destination lacks is owed again.
     BitmapsMerged {
         /// What that is.
@@ -321,6 +326,7 @@ impl SourceEvent {
             Self::PostcopyCompleted { .. } => Unexpected::named("PostcopyCompleted"),
             Self::Paused => Unexpected::named("Paused"),
             Self::Reconnected => Unexpected::named("Reconnected"),
+            Self::LinksDropped => Unexpected::named("LinksDropped"),
             Self::BitmapsMerged { .. } => Unexpected::named("BitmapsMerged"),
             Self::StartPostcopy => Unexpected::named("StartPostcopy"),
             Self::PausePostcopy => Unexpected::named("PausePostcopy"),
@@ -347,6 +353,7 @@ pub(super) fn return_message(message: &ReturnMessage) -> Unexpected {
         ReturnMessage::SwitchoverAck => Unexpected::named("SWITCHOVER_ACK"),
         ReturnMessage::Running => Unexpected::named("RUNNING"),
         ReturnMessage::NeverRan => Unexpected::named("NEVER_RAN"),
+        ReturnMessage::LinkLost => Unexpected::named("LINK_LOST"),
         ReturnMessage::Hello(_) => Unexpected::named("HELLO"),
         ReturnMessage::Refused(_) => Unexpected::named("REFUSED"),
     }

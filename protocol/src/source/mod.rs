@@ -10,6 +10,7 @@ mod outcome;
 mod postcopy;
 mod precopy;
 mod recovery;
+mod replacement;
 mod report;
 mod setup;
 mod state;
@@ -24,6 +25,7 @@ pub use outcome::{SourceEnding, SourceFailure, SourceOutcome, Wait};
 pub use precopy::{EMPTY_SLICES_MAX, REST, SLICE_BYTES_MAX, SLICE_TIME_MAX};
 pub use report::{SourceCounters, Timeline};
 
+use crate::error::Loss;
 use crate::ping::ROUNDS_MAX;
 use crate::status::MigrationStatus;
 use crate::units::BytesPerSecond;
@@ -153,6 +155,11 @@ impl Source {
     /// Whether the user may pause: postcopy has begun, and is connected.
     pub fn may_pause(&self) -> bool {
         self.state().may_pause()
+    }
+
+    /// Whether the link of this loss would be replaced, without a pause: whoever says so need not ask the peer why.
+    pub fn may_replace(&self, loss: &Loss) -> bool {
+        loss.is_beside_main() && self.context.replaces_links() && self.state().bears_losses()
     }
 
     /// Why postcopy is paused; `None` if it is not. Only then it can be resumed, and the operator's word means something.

@@ -40,6 +40,9 @@ pub enum SourceFailure {
     /// The connection.
     #[error(transparent)]
     Lost(Loss),
+    /// The destination has lost a link beside the main one.
+    #[error("the destination has lost a link beside the main one")]
+    LostThere,
     /// A handler on this side.
     #[error("{0} failed")]
     Handler(SourceStep),

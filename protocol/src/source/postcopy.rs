@@ -7,6 +7,7 @@ use super::context::Context;
 use super::interface::{Pending, SourceAction, SourceEvent};
 use super::outcome::{SourceEnding, SourceFailure, Wait};
 use super::precopy::{EMPTY_SLICES_MAX, SLICE_BYTES_MAX, SLICE_TIME_MAX};
+use super::replacement::{self, ReplacingLinks};
 use super::state::{State, Transition, unexpected};
 use super::unwind;
 use crate::ping::PingPurpose;
@@ -193,10 +194,15 @@ impl Pushing {
         match event {
             SourceEvent::Return(ReturnMessage::Running) => Ok(State::Pushing(self)),
             SourceEvent::Return(ReturnMessage::Shut(code)) => shut(code, context),
-            event => match self.0.on(&event, context, now) {
-                Some(push) => Ok(Self(push?).or_end(context, now)),
-                None => Err(unexpected(Self::NAME, "Pushed", &event)),
-            },
+            event => {
+                if let Some(reason) = replacement::reason(&event) {
+                    return ReplacingLinks::enter(reason, context);
+                }
+                match self.0.on(&event, context, now) {
+                    Some(push) => Ok(Self(push?).or_end(context, now)),
+                    None => Err(unexpected(Self::NAME, "Pushed", &event)),
+                }
+            }
         }
     }
 
@@ -206,11 +212,13 @@ impl Pushing {
         if !matches!(self.0.step, PushStep::Done) {
             return State::Pushing(self);
         }
-        if !context.uses_preempt() {
+        // END on the main link could overtake a page on the preempt link, and a QEMU would give the page up (wire 5.8). And a
+        // loss on channels that is found at the barrier can be mended before END, not behind it.
+        let mends_channels = context.pushes_on_channels() && context.replaces_links();
+        if !context.uses_preempt() && !mends_channels {
             return CompletingPostcopy::enter(context);
         }
-        // END on the main link could overtake a page on the preempt link, and a QEMU would give the page up (wire 5.8).
-        context.act(SourceAction::DrainUrgent);
+        context.act(SourceAction::Drain);
         context.ping_and_wait(PingPurpose::PostcopyEnd);
         State::Draining(Draining { deadline: now.checked_add(context.config.timeouts.drain) })
     }
@@ -226,7 +234,10 @@ impl Draining {
             SourceEvent::Timeout => {
                 Err(SourceFailure::TimedOut { wait: Wait::Drain, limit: context.config.timeouts.drain })
             }
-            event => Err(unexpected(Self::NAME, "the PONG of the end of postcopy", &event)),
+            event => match replacement::reason(&event) {
+                Some(reason) => ReplacingLinks::enter(reason, context),
+                None => Err(unexpected(Self::NAME, "the PONG of the end of postcopy", &event)),
+            },
         }
     }
 }
@@ -252,6 +263,8 @@ impl CompletingPostcopy {
             // All pages are there, so it may say so before our own side knows that the end has left.
             SourceEvent::Return(ReturnMessage::Shut(0)) => Ok(complete(context)),
             SourceEvent::Return(ReturnMessage::Shut(code)) => shut(code, context),
+            // Nothing more leaves on it. If something was lost, the destination will find it missing.
+            SourceEvent::Return(ReturnMessage::LinkLost) => Ok(State::CompletingPostcopy(self)),
             event => Err(unexpected(Self::NAME, "PostcopyCompleted", &event)),
         }
     }
@@ -264,6 +277,7 @@ impl AwaitingCompletion {
         match event {
             SourceEvent::Return(ReturnMessage::Shut(0)) => Ok(complete(context)),
             SourceEvent::Return(ReturnMessage::Shut(code)) => shut(code, context),
+            SourceEvent::Return(ReturnMessage::LinkLost) => Ok(State::AwaitingCompletion(self)),
             SourceEvent::Timeout => {
                 Err(SourceFailure::TimedOut { wait: Wait::Shut, limit: context.config.timeouts.shut })
             }

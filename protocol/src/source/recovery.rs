@@ -7,6 +7,7 @@ use super::context::Context;
 use super::interface::{OperatorWord, SourceAction, SourceEvent};
 use super::outcome::{SourceEnding, SourceFailure, Wait};
 use super::postcopy::{Pushing, complete};
+use super::replacement;
 use super::state::{State, Transition, unexpected};
 use super::unwind;
 use crate::status::{GuestFate, MigrationStatus};
@@ -30,24 +31,49 @@ pub(super) struct Paused {
 #[derive(Debug)]
 pub(super) struct Reconnecting;
 
+/// What the states from the bitmaps on are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To go on after a pause, over a new main link.
+    Recover,
+    /// To replace links beside the main one, which stays.
+    Replace,
+}
+
 /// The destination says what it holds.
 #[derive(Debug)]
 pub(super) struct FetchingBitmaps {
+    pub(super) aim: Aim,
     pub(super) deadline: Option<Instant>,
 }
 
 /// The channels that carry the push are being connected again.
 #[derive(Debug)]
-pub(super) struct ReopeningChannels;
+pub(super) struct ReopeningChannels {
+    pub(super) aim: Aim,
+}
 
 /// The link for pages that are asked for is being connected again.
 #[derive(Debug)]
-pub(super) struct ReopeningPreempt;
+pub(super) struct ReopeningPreempt {
+    pub(super) aim: Aim,
+}
 
 /// RESUME is out; the destination says that it goes on.
 #[derive(Debug)]
 pub(super) struct AwaitingResume {
+    pub(super) aim: Aim,
     pub(super) deadline: Option<Instant>,
+}
+
+impl Aim {
+    /// What the user sees: to him a link that is replaced is no recovery, which he would have asked for.
+    pub(super) const fn status(self) -> MigrationStatus {
+        match self {
+            Self::Recover => MigrationStatus::PostcopyRecover,
+            Self::Replace => MigrationStatus::PostcopyActive,
+        }
+    }
 }
 
 /// The failure path of every state in which the guest may run there.
@@ -118,10 +144,7 @@ impl Reconnecting {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::Reconnected => {
-                context.act(SourceAction::FetchBitmaps);
-                Ok(State::FetchingBitmaps(FetchingBitmaps { deadline: recovery_deadline(context, now) }))
-            }
+            SourceEvent::Reconnected => Ok(FetchingBitmaps::enter(Aim::Recover, context, now)),
             event => Err(unexpected(Self::NAME, "Reconnected", &event)),
         }
     }
@@ -130,18 +153,30 @@ impl Reconnecting {
 impl FetchingBitmaps {
     pub(super) const NAME: &'static str = "fetching bitmaps";
 
+    pub(super) fn enter(aim: Aim, context: &mut Context, now: Instant) -> State {
+        context.act(SourceAction::FetchBitmaps);
+        State::FetchingBitmaps(Self { aim, deadline: recovery_deadline(context, now) })
+    }
+
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
             SourceEvent::BitmapsMerged { pending } => {
                 // Only a destination that runs the guest and has lost its connection answers with them.
                 context.prove_running(now);
                 context.counters.pending = pending;
+                if self.aim == Aim::Replace {
+                    context.replacements.note(pending.owed);
+                }
                 if context.pushes_on_channels() {
                     context.act(SourceAction::OpenChannels);
-                    Ok(State::ReopeningChannels(ReopeningChannels))
+                    Ok(State::ReopeningChannels(ReopeningChannels { aim: self.aim }))
                 } else {
-                    Ok(ReopeningPreempt::enter(context, now))
+                    Ok(ReopeningPreempt::enter(self.aim, context, now))
                 }
+            }
+            // Of a link that was given up: its thread, or the destination, has said so before it knew.
+            event if self.aim == Aim::Replace && replacement::reason(&event).is_some() => {
+                Ok(State::FetchingBitmaps(self))
             }
             event => on_last_word(event, Self::NAME, "the received bitmaps", context),
         }
@@ -153,7 +188,7 @@ impl ReopeningChannels {
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::ChannelsOpened => Ok(ReopeningPreempt::enter(context, now)),
+            SourceEvent::ChannelsOpened => Ok(ReopeningPreempt::enter(self.aim, context, now)),
             event => on_last_word(event, Self::NAME, "ChannelsOpened", context),
         }
     }
@@ -163,17 +198,17 @@ impl ReopeningPreempt {
     pub(super) const NAME: &'static str = "reopening the preempt channel";
 
     /// Goes on without one if there is to be none.
-    fn enter(context: &mut Context, now: Instant) -> State {
+    fn enter(aim: Aim, context: &mut Context, now: Instant) -> State {
         if !context.uses_preempt() {
-            return AwaitingResume::enter(context, now);
+            return AwaitingResume::enter(aim, context, now);
         }
         context.act(SourceAction::OpenPreempt);
-        State::ReopeningPreempt(Self)
+        State::ReopeningPreempt(Self { aim })
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::PreemptOpened => Ok(AwaitingResume::enter(context, now)),
+            SourceEvent::PreemptOpened => Ok(AwaitingResume::enter(self.aim, context, now)),
             event => on_last_word(event, Self::NAME, "PreemptOpened", context),
         }
     }
@@ -182,14 +217,17 @@ impl ReopeningPreempt {
 impl AwaitingResume {
     pub(super) const NAME: &'static str = "awaiting resume";
 
-    fn enter(context: &mut Context, now: Instant) -> State {
+    fn enter(aim: Aim, context: &mut Context, now: Instant) -> State {
         context.act(SourceAction::SendCommand(Command::PostcopyResume));
-        State::AwaitingResume(Self { deadline: recovery_deadline(context, now) })
+        State::AwaitingResume(Self { aim, deadline: recovery_deadline(context, now) })
     }
 
     pub(super) fn on(self, event: SourceEvent, context: &mut Context, now: Instant) -> Transition {
         match event {
-            SourceEvent::Return(ReturnMessage::ResumeAck) => Ok(Pushing::again(context, now)),
+            SourceEvent::Return(ReturnMessage::ResumeAck) => {
+                context.counters.replacements += u32::from(self.aim == Aim::Replace);
+                Ok(Pushing::again(context, now))
+            }
             event => on_last_word(event, Self::NAME, "RESUME_ACK", context),
         }
     }

@@ -21,6 +21,8 @@ pub struct SourceCounters {
     pub postcopy_bytes: ByteCount,
     /// How often postcopy was paused.
     pub pauses: u32,
+    /// How often links beside the main one were replaced without a pause.
+    pub replacements: u32,
     /// What was left when it was last looked at.
     pub pending: Pending,
 }

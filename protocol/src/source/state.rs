@@ -11,8 +11,9 @@ use super::outcome::{SourceFailure, SourceOutcome};
 use super::postcopy::{AwaitingCompletion, AwaitingRunning, CompletingPostcopy, Draining, Pushing};
 use super::precopy::{Barrier, Iterating, Resting, Syncing, Throttled};
 use super::recovery::{
-    AwaitingResume, FetchingBitmaps, Paused, Pausing, Reconnecting, ReopeningChannels, ReopeningPreempt,
+    Aim, AwaitingResume, FetchingBitmaps, Paused, Pausing, Reconnecting, ReopeningChannels, ReopeningPreempt,
 };
+use super::replacement::ReplacingLinks;
 use super::setup::{ProvingSetup, SavingSetup};
 use super::switchover::{
     CompletingPrecopy, FinalSyncing, PreSwitchover, ProvingDevices, SavingDevices, StoppingVm,
@@ -58,6 +59,7 @@ pub(super) enum State {
     Pausing(Pausing),
     Paused(Paused),
     Reconnecting(Reconnecting),
+    ReplacingLinks(ReplacingLinks),
     FetchingBitmaps(FetchingBitmaps),
     ReopeningChannels(ReopeningChannels),
     ReopeningPreempt(ReopeningPreempt),
@@ -101,6 +103,7 @@ impl State {
             Self::Pausing(state) => state.on(event, context, now),
             Self::Paused(state) => state.on(event, context, now),
             Self::Reconnecting(state) => state.on(event, context, now),
+            Self::ReplacingLinks(state) => state.on(event, context, now),
             Self::FetchingBitmaps(state) => state.on(event, context, now),
             Self::ReopeningChannels(state) => state.on(event, context, now),
             Self::ReopeningPreempt(state) => state.on(event, context, now),
@@ -143,6 +146,7 @@ impl State {
             Self::Pausing(_) => Pausing::NAME,
             Self::Paused(_) => Paused::NAME,
             Self::Reconnecting(_) => Reconnecting::NAME,
+            Self::ReplacingLinks(_) => ReplacingLinks::NAME,
             Self::FetchingBitmaps(_) => FetchingBitmaps::NAME,
             Self::ReopeningChannels(_) => ReopeningChannels::NAME,
             Self::ReopeningPreempt(_) => ReopeningPreempt::NAME,
@@ -171,8 +175,11 @@ impl State {
             Self::Pausing(state) => state.status(),
             Self::Paused(_) => MigrationStatus::PostcopyPaused,
             Self::Reconnecting(_) => MigrationStatus::PostcopyRecoverSetup,
-            Self::FetchingBitmaps(_) | Self::AwaitingResume(_) => MigrationStatus::PostcopyRecover,
-            Self::ReopeningChannels(_) | Self::ReopeningPreempt(_) => MigrationStatus::PostcopyRecover,
+            Self::ReplacingLinks(_) => MigrationStatus::PostcopyActive,
+            Self::FetchingBitmaps(FetchingBitmaps { aim, .. })
+            | Self::ReopeningChannels(ReopeningChannels { aim })
+            | Self::ReopeningPreempt(ReopeningPreempt { aim })
+            | Self::AwaitingResume(AwaitingResume { aim, .. }) => aim.status(),
             Self::Resuming(state) => state.status(),
             Self::Finished(outcome) => outcome.status(),
         }
@@ -203,6 +210,16 @@ impl State {
     /// Whether a changed limit can end or lengthen a pause of this state.
     pub(super) const fn obeys_limits(&self) -> bool {
         matches!(self, Self::Throttled(_) | Self::AwaitingRunning(_) | Self::Pushing(_))
+    }
+
+    /// Whether a link beside the main one may be lost here without a pause.
+    pub(super) const fn bears_losses(&self) -> bool {
+        match self {
+            Self::Pushing(_) | Self::Draining(_) | Self::ReplacingLinks(_) => true,
+            // The last sounds of those that were given up.
+            Self::FetchingBitmaps(state) => matches!(state.aim, Aim::Replace),
+            _ => false,
+        }
     }
 
     /// Whether `migrate-pause` means something: postcopy has begun, and there is a connection to close.

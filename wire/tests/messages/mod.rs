@@ -79,6 +79,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         block_name().prop_map(|block| Command::RecvBitmap { block }),
         Just(Command::SwitchoverStart),
         agreement().prop_map(Command::Features),
+        Just(Command::ReplaceLinks),
     ]
 }
 
@@ -110,6 +111,7 @@ pub(crate) fn return_message() -> impl Strategy<Value = ReturnMessage> {
         Just(ReturnMessage::SwitchoverAck),
         Just(ReturnMessage::Running),
         Just(ReturnMessage::NeverRan),
+        Just(ReturnMessage::LinkLost),
         (1_u16.., any::<u64>()).prop_map(|(version, bits)| {
             ReturnMessage::Hello(Hello { version, features: Features::from_bits(bits) })
         }),

@@ -1,6 +1,7 @@
 //! Tables of transitions: an event, and the whole list of actions that follows.
 
 mod postcopy;
+mod replacement;
 
 use super::DestinationAction::{Finish, Send, StartGuest};
 use super::*;

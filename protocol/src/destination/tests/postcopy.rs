@@ -11,7 +11,7 @@ const ADVICE: PostcopyAdvice =
 const BLOCK_DEVICE: SectionId = SectionId(2);
 const BLOCK_ENTRY: EntryIndex = EntryIndex(2);
 
-fn command(command: Command) -> DestinationEvent {
+pub(super) fn command(command: Command) -> DestinationEvent {
     E::CommandRead(command)
 }
 
@@ -19,7 +19,7 @@ fn advise(advice: PostcopyAdvice) -> DestinationEvent {
     command(Command::PostcopyAdvise(Some(advice)))
 }
 
-fn ram() -> BlockName {
+pub(super) fn ram() -> BlockName {
     BlockName::new("ram").unwrap()
 }
 
@@ -30,16 +30,19 @@ fn discard() -> Command {
 
 fn config() -> DestinationConfig {
     let postcopy = Some(ADVICE);
-    DestinationConfig { features: Features::RUNNING_ANSWERS, postcopy, ..DestinationConfig::default() }
+    let features = Features::RUNNING_ANSWERS | Features::LINK_REPLACEMENT;
+    DestinationConfig { features, postcopy, ..DestinationConfig::default() }
 }
 
 /// The stream up to and with PACKAGED; RAM is live, another live section has ended.
 fn up_to_the_package(answers: bool) -> Vec<DestinationEvent> {
-    let greeting = if answers {
-        vec![command(GREETED), chosen(Features::RUNNING_ANSWERS, 0, Compression::None)]
-    } else {
-        Vec::new()
-    };
+    up_to_the_package_with(answers.then_some(Features::RUNNING_ANSWERS))
+}
+
+/// The same from a source that greets and uses these features, or does not greet.
+fn up_to_the_package_with(features: Option<Features>) -> Vec<DestinationEvent> {
+    let greeted = |features| vec![command(GREETED), chosen(features, 0, Compression::None)];
+    let greeting = features.map(greeted).unwrap_or_default();
     [
         with_return_path(),
         greeting,
@@ -71,6 +74,11 @@ fn destination(events: Vec<DestinationEvent>) -> Destination {
 
 fn running(answers: bool) -> Destination {
     destination([up_to_the_package(answers), package(), vec![E::GuestStarted]].concat())
+}
+
+/// A guest that runs, from a source that uses these features.
+pub(super) fn running_with(features: Features) -> Destination {
+    destination([up_to_the_package_with(Some(features)), package(), vec![E::GuestStarted]].concat())
 }
 
 fn paused() -> Destination {

@@ -5,6 +5,7 @@ mod commit;
 mod greeting;
 mod postcopy;
 mod recovery;
+mod replacement;
 mod rounds;
 
 use super::SourceAction::*;

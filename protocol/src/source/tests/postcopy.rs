@@ -99,7 +99,7 @@ fn a_switch_in_the_middle_of_a_round_follows_the_order_of_qemu() {
     let advise = SendCommand(Command::PostcopyAdvise(Some(ADVICE)));
     assert_eq!(run.after(pong(PingPurpose::Greeting)), [advise, SAVE_SETUP]);
     run.all_after([setup_saved(), pong(PingPurpose::Setup), synced(8 * MIB)]);
-    let drained = vec![DrainUrgent, ping(PingPurpose::PostcopyEnd)];
+    let drained = vec![Drain, ping(PingPurpose::PostcopyEnd)];
     let table = [
         (SourceEvent::StartPostcopy, vec![]),
         (iterated(2 * MIB, 6 * MIB), vec![OpenPreempt]),
