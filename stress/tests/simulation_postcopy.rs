@@ -42,7 +42,7 @@ const SOURCE_STATES: [&str; 19] = [
 ];
 
 /// Between two steps of the world these are hardly ever seen to last, so a fault there strikes less often.
-const SHORT_STATES: [&str; 2] = ["pausing", "reconnecting"];
+const SHORT_STATES: [&str; 3] = ["pausing", "reconnecting", "replacing links"];
 
 const DESTINATION_STATES: [&str; 8] = [
     "awaiting listen",
@@ -127,10 +127,13 @@ fn every_mutant_of_postcopy_is_killed_by_the_check_of_its_invariant() {
 fn is_killed(mutant: Mutant) -> bool {
     let places: Vec<_> = places().collect();
     (0..MUTANT_RUNS_MAX).any(|seed| {
-        let place = places[seed as usize % places.len()];
-        let scenario =
-            Scenario { mutant: Some(mutant), ..Scenario::postcopy_struck_in(place, seed, PATIENCE) };
-        World::new(scenario).run().is_err_and(|violation| mutant.explains(&violation))
+        let scenario = match mutant {
+            Mutant::LeavesReaderBehind => Scenario::postcopy_over_a_breaking_link(seed, &[0, 0, 0]),
+            _ => Scenario::postcopy_struck_in(places[seed as usize % places.len()], seed, PATIENCE),
+        };
+        World::new(Scenario { mutant: Some(mutant), ..scenario })
+            .run()
+            .is_err_and(|violation| mutant.explains(&violation))
     })
 }
 
@@ -153,4 +156,21 @@ fn a_link_that_is_cut_three_times_costs_a_migration_nothing_but_time() {
         pauses += source.counters().pauses;
     }
     assert!(completed >= SEEDS * 9 / 10 && u64::from(pauses) > SEEDS, "{completed} after {pauses} pauses");
+}
+
+#[test]
+fn a_preempt_link_that_breaks_alone_is_replaced_without_a_pause() {
+    let (mut replaced, mut paused) = (0, 0);
+    for seed in 0..SEEDS {
+        let scenario = Scenario::postcopy_over_a_breaking_link(seed, &[seed % 20, 20, 40]);
+        let report =
+            World::new(scenario).run().unwrap_or_else(|violation| panic!("{violation}; seed {seed}"));
+        let counters = report.world.source.machine.counters();
+        assert!(report.world.destination.guest_ran, "seed {seed}");
+        replaced += counters.replacements;
+        // Of one that is heard of when the end has been sent already.
+        paused += counters.pauses;
+    }
+    let expected = u64::from(replaced) > SEEDS && u64::from(paused) < SEEDS / 4;
+    assert!(expected, "{replaced} replaced, {paused} pauses");
 }

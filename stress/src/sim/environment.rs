@@ -24,6 +24,8 @@ pub struct Environment {
     pub sync_lost: bool,
     /// How late each of them is at most, in microseconds.
     lateness: Vec<u64>,
+    /// The same of the link for pages that were asked for.
+    preempt_lateness: u64,
     /// Who would take a new connection.
     pub listener: Listener,
     /// A new connection has been made, and the destination does not know yet.
@@ -38,6 +40,7 @@ pub struct Environment {
 /// Microseconds between both ends of the main link at most. A channel takes as long or a hundred times as long: whole
 /// rounds overtake it where nothing stops them.
 const MAIN_LATENESS: u64 = 200;
+
 /// Who takes a connection that is made after the first was lost.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Listener {
@@ -55,6 +58,7 @@ impl Environment {
         // The machines want instants; which one the run begins at changes nothing.
         let start = Instant::now();
         let lateness = (0..channels).map(|_| rng.choose(&[MAIN_LATENESS, 100 * MAIN_LATENESS])).collect();
+        let preempt_lateness = rng.choose(&[MAIN_LATENESS, 20 * MAIN_LATENESS]);
         let channels = (0..channels).map(|_| Channel::new()).collect();
         let (link, listener) = (Link::new(), Listener::Nobody);
         let (now, connected) = (Duration::ZERO, false);
@@ -65,6 +69,7 @@ impl Environment {
             channels,
             sync_lost: false,
             lateness,
+            preempt_lateness,
             listener,
             connected,
             guest,
@@ -127,7 +132,7 @@ impl Environment {
     /// # Errors
     /// The link is gone.
     pub fn write_preempt(&mut self, frame: Frame) -> Result<(), LossReason> {
-        let latency = self.latency();
+        let latency = Duration::from_micros(self.rng.below(self.preempt_lateness));
         self.link.preempt.write(frame, latency, self.now)
     }
 

@@ -20,6 +20,8 @@ pub enum Fault {
     CutLink,
     /// The connection goes dead without a word.
     SilenceLink,
+    /// The link for pages that were asked for breaks, alone; some of what is under way still arrives.
+    CutPreempt,
     /// A channel breaks; some of what is under way still arrives.
     CutChannel,
     /// A channel goes dead without a word.
@@ -73,8 +75,9 @@ impl Fault {
     ];
 
     /// Those that strike one with postcopy: nobody lies, because what a liar says of the guest is believed.
-    pub const POSTCOPY: [Self; 11] = [
+    pub const POSTCOPY: [Self; 12] = [
         Self::CutLink,
+        Self::CutPreempt,
         Self::SilenceLink,
         Self::CrashSource,
         Self::CrashDestination,
@@ -93,6 +96,11 @@ impl Fault {
         match self {
             Self::CutLink => cut(world),
             Self::SilenceLink => world.environment.link.silence(now),
+            Self::CutPreempt => {
+                let preempt = &mut world.environment.link.preempt;
+                let kept = world.environment.rng.below(preempt.under_way().len() as u64 + 1) as usize;
+                preempt.cut(kept);
+            }
             Self::CutChannel => {
                 let channel = some_channel(world);
                 cut_channel(world, channel);

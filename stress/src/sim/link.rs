@@ -105,6 +105,13 @@ impl Link {
         self.preempt.cut(main_kept);
     }
 
+    /// Another link for pages that were asked for stands beside the same main one, if that is whole.
+    pub fn replace_preempt(&mut self) {
+        if self.main.is_open() && self.back.is_open() {
+            self.preempt = Channel::new();
+        }
+    }
+
     /// Nothing arrives any more, and nobody is told.
     pub fn silence(&mut self, now: Duration) {
         self.main.silence(now);

@@ -38,6 +38,8 @@ pub enum Mutant {
     EndsWithPagesMissing,
     /// I8: pages that were to be sent on the old connection are sent on the new one.
     KeepsUrgentPages,
+    /// I8: a link is replaced before its reader has ended.
+    LeavesReaderBehind,
     /// I10: pages that were asked for wait until the background scan comes by.
     PushesInOrder,
 }
@@ -60,13 +62,14 @@ impl Mutant {
     pub const OF_CHANNELS: [Self; 2] = [Self::SkipsFlush, Self::PassesFlush];
 
     /// Those of postcopy.
-    pub const POSTCOPY: [Self; 7] = [
+    pub const POSTCOPY: [Self; 8] = [
         Self::SkipsFlush,
         Self::KeepsOldDebt,
         Self::ServesWithoutClaim,
         Self::ResumesInDoubt,
         Self::EndsWithPagesMissing,
         Self::KeepsUrgentPages,
+        Self::LeavesReaderBehind,
         Self::PushesInOrder,
     ];
 
@@ -82,7 +85,7 @@ impl Mutant {
             Self::TakesEofForSuccess => matches!(violation, Violation::WrongOutcome { .. }),
             Self::IgnoresFullLink => matches!(violation, Violation::OverLimit { .. }),
             Self::KeepsOldDebt => matches!(violation, Violation::LostPage { .. }),
-            Self::ServesWithoutClaim | Self::KeepsUrgentPages => {
+            Self::ServesWithoutClaim | Self::KeepsUrgentPages | Self::LeavesReaderBehind => {
                 matches!(violation, Violation::PlacedTwice { .. })
             }
             Self::EndsWithPagesMissing => matches!(violation, Violation::WrongOutcome { .. }),

@@ -125,20 +125,33 @@ impl Scenario {
         scenario.writes = 100 + rng.below(200) as u32;
         // They carry pages until the switch; what follows it stays on the main channel and the preempt channel.
         scenario.channels = if rng.one_in(4) { 1 + rng.below(CHANNELS_MAX) as usize } else { 0 };
+        // Chance alone would seldom give both sides the two extensions that belong together.
+        if rng.one_in(2) {
+            scenario.extend();
+        }
         scenario
     }
 
     /// A migration with postcopy in which a fault strikes in this state, and perhaps others some time later.
     pub fn postcopy_struck_in(place: Place, seed: u64, patience: u64) -> Self {
         let mut scenario = Self::postcopy(seed);
+        if place.state == REPLACING_LINKS {
+            scenario.extend();
+        }
         let rng = &mut scenario.rng;
         if let Some(postcopy) = &mut scenario.source.postcopy {
             match place.state {
-                "opening the preempt channel" | "reopening the preempt channel" | "draining" => {
-                    postcopy.preempt = true;
-                }
+                "opening the preempt channel"
+                | "reopening the preempt channel"
+                | "draining"
+                | REPLACING_LINKS => postcopy.preempt = true,
                 _ => {}
             }
+        }
+        if place.state == REPLACING_LINKS {
+            let pushing = Place { side: Side::Source, state: "pushing" };
+            let (after, fault) = (rng.below(6), Fault::CutPreempt);
+            scenario.strikes.push(Strike { place: Some(pushing), after, fault });
         }
         if AFTER_A_LOSS.contains(&place.state) {
             let pushing = Place { side: Side::Source, state: rng.choose(&["awaiting running", "pushing"]) };
@@ -154,6 +167,20 @@ impl Scenario {
             let after = rng.below(120);
             scenario.strikes.push(Strike { place: None, after, fault: rng.choose(&Fault::POSTCOPY) });
         }
+        scenario
+    }
+
+    /// A migration with postcopy between two of ours, with a link for pages that are asked for, which breaks alone after so
+    /// many steps each time.
+    pub fn postcopy_over_a_breaking_link(seed: u64, breaks: &[u64]) -> Self {
+        let mut scenario = Self::postcopy(seed);
+        scenario.extend();
+        if let Some(postcopy) = &mut scenario.source.postcopy {
+            postcopy.preempt = true;
+        }
+        let place = Some(Place { side: Side::Source, state: "pushing" });
+        let strike = |&after| Strike { place, after, fault: Fault::CutPreempt };
+        scenario.strikes.extend(breaks.iter().map(strike));
         scenario
     }
 
@@ -197,6 +224,13 @@ impl Scenario {
         scenario
     }
 
+    /// Gives both sides all extensions.
+    fn extend(&mut self) {
+        self.destination.is_qemu = false;
+        self.destination.features = Features::KNOWN;
+        self.source.features.wanted = Features::KNOWN;
+    }
+
     /// Changes the settings that would keep a migration out of this state.
     fn make_reachable(&mut self, state: &str) {
         match state {
@@ -220,6 +254,9 @@ impl Scenario {
 fn some_features(rng: &mut Rng) -> Features {
     Features::from_bits(rng.below(Features::KNOWN.bits() + 1))
 }
+/// The state that only a migration reaches that has lost a link beside the main one, alone.
+const REPLACING_LINKS: &str = "replacing links";
+
 /// States that only a migration reaches that has lost its connection.
 const AFTER_A_LOSS: [&str; 7] = [
     "pausing",

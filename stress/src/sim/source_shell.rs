@@ -397,6 +397,7 @@ impl SourceShell {
         let pending = self.pending(environment);
         let event = match write.result {
             WriteResult::Command | WriteResult::Bitmaps => return,
+            WriteResult::LinksDropped => SourceEvent::LinksDropped,
             WriteResult::Setup => SourceEvent::SetupSaved { sent },
             WriteResult::Slice => SourceEvent::Iterated { sent, pending },
             WriteResult::Precopy => SourceEvent::PrecopyCompleted { sent },

@@ -84,6 +84,7 @@ impl DestinationShell {
                     self.machine.handle(DestinationEvent::Lost(Loss { role: LinkRole::ReturnPath, reason }));
                 }
             }
+            DestinationAction::DropLinks => self.drop_links(environment),
             DestinationAction::TakeLinks => self.postcopy.preempt_open = true,
             DestinationAction::ResumeFaults => {
                 self.postcopy.asking = true;
@@ -281,6 +282,25 @@ impl DestinationShell {
     /// Pages that are being placed.
     pub fn half_placed_pages(&self) -> impl Iterator<Item = usize> {
         [self.half_placed, self.postcopy.half_placed].into_iter().flatten().map(|(page, _)| page)
+    }
+
+    /// The main link is read on.
+    fn drop_links(&mut self, environment: &Environment) {
+        self.postcopy.asking = false;
+        self.postcopy.to_ask.clear();
+        if environment.mutant == Some(Mutant::LeavesReaderBehind) {
+            return;
+        }
+        if let Some((page, generation)) = self.postcopy.half_placed.take() {
+            self.place_second_half(page, generation, environment);
+            self.postcopy.waits.remove(&page);
+        }
+        let postcopy = &mut self.postcopy;
+        postcopy.preempt_open = false;
+        let of_preempt = |event: &DestinationEvent| {
+            matches!(event, DestinationEvent::Lost(Loss { role: LinkRole::Preempt, .. }))
+        };
+        postcopy.inbox.retain(|event| !of_preempt(event));
     }
 
     fn pause(&mut self, environment: &mut Environment) {

@@ -25,6 +25,8 @@ pub struct SourcePostcopySide {
     /// Pages that were asked for, claimed, and not written yet.
     claimed: VecDeque<usize>,
     bitmap_awaited: bool,
+    /// The link for pages that were asked for is to be made anew, alone.
+    preempt_replaced: bool,
     /// A page that left although another one was asked for (I10).
     pub overtaken: Option<usize>,
 }
@@ -34,9 +36,10 @@ pub struct SourcePostcopySide {
 pub(super) enum PostcopyStep {
     OpenPreempt,
     PackageDevices { ping: u32 },
-    DrainUrgent,
+    Drain,
     Pause,
     Reconnect,
+    ReplaceLinks,
 }
 
 impl SourcePostcopySide {
@@ -56,7 +59,7 @@ impl PostcopyStep {
             Self::OpenPreempt => Some(SourceStep::OpenPreempt),
             Self::PackageDevices { .. } => Some(SourceStep::PackageDevices),
             Self::Reconnect => Some(SourceStep::Reconnect),
-            Self::DrainUrgent | Self::Pause => None,
+            Self::Drain | Self::Pause | Self::ReplaceLinks => None,
         }
     }
 }
@@ -70,9 +73,10 @@ impl SourceShell {
         match action {
             SourceAction::OpenPreempt => Step::Postcopy(PostcopyStep::OpenPreempt),
             SourceAction::PackageDevices { ping } => Step::Postcopy(PostcopyStep::PackageDevices { ping }),
-            SourceAction::DrainUrgent => Step::Postcopy(PostcopyStep::DrainUrgent),
+            SourceAction::Drain => Step::Postcopy(PostcopyStep::Drain),
             SourceAction::Pause => Step::Postcopy(PostcopyStep::Pause),
             SourceAction::Reconnect => Step::Postcopy(PostcopyStep::Reconnect),
+            SourceAction::ReplaceLinks => Step::Postcopy(PostcopyStep::ReplaceLinks),
             SourceAction::CompleteForPostcopy => {
                 let mut frames = vec![Frame::Command(Command::SwitchoverStart)];
                 // I5: nothing of precopy may arrive behind the discards.
@@ -117,13 +121,21 @@ impl SourceShell {
 
     pub(super) fn perform_postcopy(&mut self, step: PostcopyStep, environment: &mut Environment) -> bool {
         let event = match step {
+            PostcopyStep::ReplaceLinks => {
+                self.drop_links(environment);
+                return true;
+            }
+            PostcopyStep::OpenPreempt if std::mem::take(&mut self.postcopy.preempt_replaced) => {
+                environment.link.replace_preempt();
+                SourceEvent::PreemptOpened
+            }
             PostcopyStep::OpenPreempt if !environment.link.preempt.is_open() => lost_preempt(),
             PostcopyStep::OpenPreempt => SourceEvent::PreemptOpened,
             PostcopyStep::PackageDevices { ping } => {
                 self.postcopy.package = package(ping, environment.guest.device);
                 SourceEvent::DevicesPackaged { size: limosa_pages::ByteCount(64) }
             }
-            PostcopyStep::DrainUrgent => {
+            PostcopyStep::Drain => {
                 if !environment.link.preempt.is_open() {
                     lost_preempt()
                 } else if self.postcopy.claimed.is_empty() && environment.link.preempt.under_way().len() == 0
@@ -150,19 +162,37 @@ impl SourceShell {
         true
     }
 
+    /// The main link stays, and is told.
+    fn drop_links(&mut self, environment: &mut Environment) {
+        let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
+        environment.link.preempt.cut(kept);
+        self.inbox.retain(|event| *event != lost_preempt());
+        self.stop_serving(environment.mutant);
+        self.postcopy.preempt_replaced = true;
+        let told = [Frame::Command(Command::ReplaceLinks)];
+        let result = WriteResult::LinksDropped;
+        let write = Write { before: told.into(), pages: None, after: VecDeque::new(), sent: 0, result };
+        self.step = Some(Step::Write(write));
+    }
+
+    /// I8: what was claimed on a link means nothing on the next.
+    fn stop_serving(&mut self, mutant: Option<Mutant>) {
+        self.postcopy.serving = false;
+        self.postcopy.requested.clear();
+        if mutant != Some(Mutant::KeepsUrgentPages) {
+            self.postcopy.claimed.clear();
+        }
+    }
+
     fn pause(&mut self, environment: &mut Environment) {
         let kept = environment.rng.below(FRAMES_MAX as u64) as usize;
         environment.link.cut(kept, 0);
         environment.channels.iter_mut().for_each(|channel| channel.cut(0));
-        // I8: what was heard or claimed on this connection means nothing on the next.
+        // I8: what was heard on this connection means nothing on the next.
         self.inbox.clear();
         self.reader_ended = true;
-        self.postcopy.serving = false;
-        self.postcopy.bitmap_awaited = false;
-        self.postcopy.requested.clear();
-        if environment.mutant != Some(Mutant::KeepsUrgentPages) {
-            self.postcopy.claimed.clear();
-        }
+        self.stop_serving(environment.mutant);
+        (self.postcopy.bitmap_awaited, self.postcopy.preempt_replaced) = (false, false);
         if environment.mutant == Some(Mutant::ResumesInDoubt) {
             self.guest_runs = true;
         }

@@ -51,6 +51,7 @@ pub(super) enum WriteResult {
     Push,
     PostcopyEnd,
     Bitmaps,
+    LinksDropped,
 }
 
 impl Write {
@@ -72,7 +73,7 @@ impl Step {
             Self::CloseLink | Self::Finish => None,
             Self::Postcopy(step) => step.can_fail(),
             Self::Write(write) => match write.result {
-                WriteResult::Command => None,
+                WriteResult::Command | WriteResult::LinksDropped => None,
                 WriteResult::Setup => Some(SourceStep::SaveSetup),
                 WriteResult::Slice => Some(SourceStep::Iterate),
                 WriteResult::Precopy => Some(SourceStep::CompletePrecopy),
