@@ -12,7 +12,8 @@ pub(crate) const OFFERED: Features = Features::from_bits(
     Features::PER_PACKET_CODECS.bits()
         | Features::POPULATED_REPORT.bits()
         | Features::RUNNING_ANSWERS.bits()
-        | Features::POSTCOPY_CHANNELS.bits(),
+        | Features::POSTCOPY_CHANNELS.bits()
+        | Features::LINK_REPLACEMENT.bits(),
 );
 
 /// What a source asks for.
@@ -27,9 +28,10 @@ pub(crate) fn wishes(
     };
     // Where every section has its synchronisation point, those of a push would have one too, for nothing.
     let pushes = capabilities.multifd && sync == ChannelSync::PerRound;
+    let any = Features::RUNNING_ANSWERS | Features::LINK_REPLACEMENT;
     let postcopy = match (capabilities.postcopy_ram, pushes) {
-        (true, true) => Features::RUNNING_ANSWERS | Features::POSTCOPY_CHANNELS,
-        (true, false) => Features::RUNNING_ANSWERS,
+        (true, true) => any | Features::POSTCOPY_CHANNELS,
+        (true, false) => any,
         (false, _) => Features::NONE,
     };
     FeatureWishes { wanted: Features::POPULATED_REPORT | postcopy, required }

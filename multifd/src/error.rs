@@ -76,6 +76,21 @@ pub struct Connection {
     pub channel: Option<u8>,
 }
 
+impl SendError {
+    /// Whether its link is gone, and nothing worse: another could take its place.
+    pub fn is_loss(&self) -> bool {
+        matches!(*self.failure, SendFailure::Link(_))
+    }
+}
+
+impl ReceiveError {
+    /// Whether its link is gone or silent, and nothing worse: another could take its place.
+    pub fn is_loss(&self) -> bool {
+        use ReceiveFailure::{EndedBeforeSync, Link, LostSync};
+        matches!(*self.failure, Link(_) | EndedBeforeSync { .. } | LostSync { .. })
+    }
+}
+
 /// How a receiving channel failed.
 #[derive(Debug, Error)]
 pub enum ReceiveFailure {

@@ -78,6 +78,8 @@ enum Order {
     Receive(LinkReader),
     Ask,
     /// Dropped when it has been followed.
+    Rest(Sender<()>),
+    /// Dropped when it has been followed.
     Disconnect(Sender<()>),
 }
 
@@ -171,7 +173,7 @@ impl FaultThread {
     }
 
     /// Asks for everything that is missed, now and from now on: after LISTEN, and after RESUME_ACK of a recovery. The
-    /// first request names its block (wire 5.7).
+    /// first request of a connection names its block, and the first after [`Self::rest`] (wire 5.7).
     ///
     /// # Errors
     /// [`FaultThreadEnded`].
@@ -188,6 +190,15 @@ impl FaultThread {
         self.order(Order::Send(message))
     }
 
+    /// Gives the preempt channel up, and asks for nothing before [`Self::ask`]; the return path stays. When this returns, all
+    /// that there is to report of the channel has been reported.
+    ///
+    /// # Errors
+    /// [`FaultThreadEnded`].
+    pub fn rest(&self) -> Result<(), FaultThreadEnded> {
+        self.order_and_wait(Order::Rest)
+    }
+
     /// Gives the return path and the preempt channel up: from here on faults are noted only. When this returns, both are
     /// closed on this side and all that there is to report of them has been reported.
     ///
@@ -195,10 +206,7 @@ impl FaultThread {
     /// [`FaultThreadEnded`].
     pub fn disconnect(&self) -> Result<(), FaultThreadEnded> {
         self.shut_link();
-        let (following, followed) = crossbeam_channel::bounded::<()>(1);
-        self.order(Order::Disconnect(following))?;
-        let _ = followed.recv(); // Ends when the order is dropped: it was followed, or the thread has ended.
-        Ok(())
+        self.order_and_wait(Order::Disconnect)
     }
 
     /// Ends the thread after what was ordered, and gives the return path back, if there is one.
@@ -209,6 +217,13 @@ impl FaultThread {
     /// [`FaultThreadEnded`] if it had ended before.
     pub fn stop(mut self) -> Result<Option<LinkWriter>, FaultThreadEnded> {
         self.finish()
+    }
+
+    fn order_and_wait(&self, order: impl FnOnce(Sender<()>) -> Order) -> Result<(), FaultThreadEnded> {
+        let (following, followed) = crossbeam_channel::bounded::<()>(1);
+        self.order(order(following))?;
+        let _ = followed.recv(); // Ends when the order is dropped: it was followed, or the thread has ended.
+        Ok(())
     }
 
     fn order(&self, order: Order) -> Result<(), FaultThreadEnded> {
@@ -367,6 +382,14 @@ impl Worker {
                         self.sink.table().resume();
                     }
                     self.request();
+                }
+                Ok(Order::Rest(_following)) => {
+                    self.preempt = None;
+                    self.sink.table().pause();
+                    if let Some(connection) = &mut self.connection {
+                        // Whoever serves on another channel has heard no request yet (wire 5.7).
+                        connection.block = None;
+                    }
                 }
                 Ok(Order::Disconnect(_following)) => {
                     self.drop_connection();

@@ -8,7 +8,7 @@ use crate::stream::{StreamReader, StreamWriter};
 use limosa_pages::ByteCount;
 use limosa_protocol::{DestinationAction, DestinationEvent, GuestFate};
 use limosa_transport::{LinkReader, LinkWriter};
-use limosa_wire::{Command, StreamDecoder};
+use limosa_wire::{Command, Features, StreamDecoder};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -94,6 +94,7 @@ impl Running {
                 self.machine.handle(DestinationEvent::Paused);
                 Ok(())
             }
+            DestinationAction::DropLinks => self.postcopy().drop_links(),
             DestinationAction::SendBitmap { block } => self.postcopy().send_bitmap(&block),
             DestinationAction::TakeLinks => self.postcopy().take_links(),
             DestinationAction::ResumeFaults => self.postcopy().ask(),
@@ -119,10 +120,10 @@ impl Running {
         let ram = ram.listen()?;
         let inbox = self.inbox.take().expect("LISTEN comes once");
         let mut config = self.loader.config.clone();
-        config.channels = config.channels.filter(|_| self.channels_in_postcopy);
+        config.channels = config.channels.filter(|_| self.features.contains(Features::POSTCOPY_CHANNELS));
         let received = Arc::clone(&self.loader.shared.received);
         let vcpus = self.loader.vm.vcpu_threads();
-        let mut postcopy = Postcopy::listen(ram, section, config, inbox, received, &vcpus)?;
+        let mut postcopy = Postcopy::listen(ram, section, (config, self.features), inbox, received, &vcpus)?;
         *self.loader.shared.faults.lock() = Some(Arc::clone(postcopy.sink()));
         let main = self.main.take().expect("it has been read until now");
         let answers = self.answers.take().expect("the machine wants a return path for postcopy").into_link();

@@ -49,8 +49,8 @@ pub(super) struct Running {
     /// Where more connections of this stream come from.
     pub(super) listener: Option<Listener>,
     pub(super) main_link: ShutdownHandle,
-    /// The source pushes on multifd channels.
-    pub(super) channels_in_postcopy: bool,
+    /// The extensions that both sides use.
+    pub(super) features: Features,
     /// Multifd channels, until the setup hands them to RAM.
     company: Option<Company>,
     /// The other direction of the link, if it has one.
@@ -130,7 +130,7 @@ impl Loader {
             inbox: Some(inbox),
             listener: None,
             main_link,
-            channels_in_postcopy: false,
+            features: Features::NONE,
             company,
             answers: bidirectional.then(|| StreamWriter::new(writer)),
             progress: LoadProgress::default(),
@@ -332,11 +332,12 @@ impl Running {
     /// Waits for the channels, if there are to be some, and lets every live entry prepare.
     fn load_setup(&mut self, features: Features) -> Result<(), LoadFault> {
         let Loader { config, shared, savevm, .. } = &mut self.loader;
-        self.channels_in_postcopy = features.contains(Features::POSTCOPY_CHANNELS);
+        self.features = features;
         let gather = |company: Company| company.gather(config, shared);
         let channels = self.company.take().map(gather).transpose()?.and_then(|(channels, listener)| {
-            // What else comes there is wanted only if it is the connection for urgent pages.
-            self.listener = config.uses_preempt().then_some(listener);
+            // What else comes there is wanted only if it is the connection for urgent pages, or one in place of a lost one.
+            let wanted = config.uses_preempt() || features.contains(Features::LINK_REPLACEMENT);
+            self.listener = wanted.then_some(listener);
             channels
         });
         let setup = LoadSetup { features, channels: Mutex::new(channels) };

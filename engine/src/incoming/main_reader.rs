@@ -6,10 +6,11 @@ use crate::error::{LoadFault, loss_reason};
 use crate::ram::RamArrivals;
 use crate::stream::StreamReader;
 use crossbeam_channel::Sender;
+use limosa_multifd::ReceiveError;
 use limosa_protocol::{
     DestinationEvent, DestinationFailure, EntryIndex, LinkRole, Loss, LossReason, PostcopyStream, SectionKind,
 };
-use limosa_wire::{ContinueKind, SectionId, StartKind, StreamDecoder, StreamItem};
+use limosa_wire::{Command, ContinueKind, SectionId, StartKind, StreamDecoder, StreamItem};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,7 +79,11 @@ impl MainReader {
                     ContinueKind::End => SectionKind::End,
                 };
                 self.judge(DestinationEvent::SectionOpened { id, kind })?;
-                self.read_section(id).map_err(|fault| Stopped::Failed(fault, Some(id)))
+                self.read_section(id).map_err(|fault| Stopped::Failed(fault, Some(id)))?;
+                if let Some(fault) = self.arrivals.lost_channel() {
+                    self.say(Said::Failed(DestinationEvent::Lost(channel_loss(&fault)), fault.into()));
+                }
+                Ok(())
             }
             StreamItem::SectionStart(header) => {
                 // It is refused, whatever it is.
@@ -90,7 +95,13 @@ impl MainReader {
                 self.judge(DestinationEvent::SectionOpened { id: header.id, kind })
             }
             StreamItem::Footer(id) => self.judge(DestinationEvent::SectionLoaded { id }),
-            StreamItem::Command(command) => self.judge(DestinationEvent::CommandRead(command)),
+            StreamItem::Command(command) => {
+                if command == Command::ReplaceLinks {
+                    // Before anybody says what has come: nothing more comes on them then (I8).
+                    self.arrivals.drop_channels();
+                }
+                self.judge(DestinationEvent::CommandRead(command))
+            }
             StreamItem::EndOfStream => {
                 // Said with what comes of it, when the channels have ended too.
                 self.order.on(DestinationEvent::EndOfStream).map_err(Stopped::Refused)?;
@@ -123,6 +134,11 @@ impl MainReader {
         // A coordinator that is gone needs to hear nothing.
         drop(self.say.send(said));
     }
+}
+
+fn channel_loss(error: &ReceiveError) -> Loss {
+    let number = error.connection.channel.map_or(error.connection.accepted as u16, u16::from);
+    Loss { role: LinkRole::Channel(number), reason: LossReason::Closed }
 }
 
 /// What a failure on the main link is to the machine.

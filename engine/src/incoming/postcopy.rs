@@ -11,7 +11,7 @@ use limosa_pages::{BlockName, PageCount};
 use limosa_postcopy::{FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, UffdSink};
 use limosa_protocol::{DestinationEvent, KernelThread, LinkRole, Loss, LossReason, PostcopyStream};
 use limosa_transport::{Link, LinkReader, LinkWriter, Listener, Role, ShutdownHandle};
-use limosa_wire::{ReturnMessage, SectionId, StreamDecoder};
+use limosa_wire::{Features, ReturnMessage, SectionId, StreamDecoder};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -73,6 +73,8 @@ pub(super) struct Postcopy {
     received: Arc<AtomicU64>,
     /// Its channels are those that carry the push.
     config: IncomingConfig,
+    /// Links beside the main one that are lost are replaced.
+    replaces_links: bool,
     /// Short waits for the processor while the guest waits for pages, where we may have them.
     _hold: Option<LatencyHold>,
 }
@@ -99,7 +101,7 @@ impl Postcopy {
     pub(super) fn listen(
         ram: PostcopyRam,
         section: SectionId,
-        config: IncomingConfig,
+        (config, features): (IncomingConfig, Features),
         inbox: Inbox,
         received: Arc<AtomicU64>,
         vcpus: &[KernelThread],
@@ -108,11 +110,7 @@ impl Postcopy {
         sink.watch_threads(vcpus);
         let say = inbox.say.clone();
         // Without waiting: the coordinator may be waiting for that thread. A full inbox has enough to say.
-        let report = move |report| {
-            if let Some(said) = of_fault_thread(report) {
-                drop(say.try_send(said));
-            }
-        };
+        let report = move |report| drop(say.try_send(of_fault_thread(report)));
         let faults = FaultThread::start(Arc::clone(&sink), report)?;
         let mapper = start_mapper(sink).ok(); // Without it the guest faults a little more.
         Ok(Self {
@@ -125,6 +123,7 @@ impl Postcopy {
             inbox,
             received,
             config,
+            replaces_links: features.contains(Features::LINK_REPLACEMENT),
             _hold: LatencyHold::acquire(),
         })
     }
@@ -148,7 +147,7 @@ impl Postcopy {
         let reader = MainReader {
             feed,
             order,
-            arrivals: self.ram.arrivals(),
+            arrivals: self.ram.arrivals(self.replaces_links),
             ram: self.section,
             say,
             received: Arc::clone(&self.received),
@@ -241,11 +240,31 @@ impl Postcopy {
         }
         self.ram.forget_channels();
         self.ram.sink().forget_unfinished();
-        let orders = |said: &Said| matches!(said, Said::Recover(_) | Said::Connected(..));
-        let kept: Vec<Said> = self.inbox.said.try_iter().filter(orders).collect();
-        for order in kept {
+        self.keep_said(|said| matches!(said, Said::Recover(_) | Said::Connected(..)));
+    }
+
+    /// Gives the links beside the main one up, and forgets how they ended (I8). The reader of the main one has dropped the
+    /// channels: it reads nothing but questions and answers until there are others.
+    pub(super) fn drop_links(&mut self) -> Result<(), LoadFault> {
+        self.faults.rest().map_err(|_| LoadFault::NoFaultThread)?;
+        self.ram.sink().forget_unfinished();
+        self.keep_said(|said| {
+            let of_preempt = |event: &DestinationEvent| match event {
+                DestinationEvent::PreemptEnded => true,
+                DestinationEvent::Lost(loss) => loss.role == LinkRole::Preempt,
+                _ => false,
+            };
+            !matches!(said, Said::Event(event) | Said::Failed(event, _) if of_preempt(event))
+        });
+        Ok(())
+    }
+
+    /// Drops what waits in the inbox, but for what is still wanted.
+    fn keep_said(&self, wanted: impl Fn(&Said) -> bool) {
+        let kept: Vec<Said> = self.inbox.said.try_iter().filter(wanted).collect();
+        for said in kept {
             // There is room for what has just come out.
-            drop(self.inbox.say.try_send(order));
+            drop(self.inbox.say.try_send(said));
         }
     }
 
@@ -339,9 +358,9 @@ fn start_mapper(sink: Arc<UffdSink>) -> io::Result<JoinHandle<()>> {
     Builder::new().name("postcopy-map".to_owned()).spawn(move || drop(sink.map_received()))
 }
 
-/// What a report of the fault thread is to the machine, if it concerns it.
-fn of_fault_thread(report: FaultReport) -> Option<Said> {
-    Some(match report {
+/// What a report of the fault thread is to the machine.
+fn of_fault_thread(report: FaultReport) -> Said {
+    match report {
         FaultReport::Lost(error) => {
             let loss = Loss { role: LinkRole::ReturnPath, reason: loss_reason(&error) };
             Said::Failed(DestinationEvent::Lost(loss), error.into())
@@ -349,10 +368,9 @@ fn of_fault_thread(report: FaultReport) -> Option<Said> {
         FaultReport::Failed(failure) => {
             Said::Failed(DestinationEvent::LoadFailed { section: None }, failure.into())
         }
-        // The source has no more on it. What is missing then is told by what follows on the main link.
-        FaultReport::PreemptEnded(Ok(())) => return None,
+        FaultReport::PreemptEnded(Ok(())) => Said::Event(DestinationEvent::PreemptEnded),
         FaultReport::PreemptEnded(Err(error)) => of_preempt(error),
-    })
+    }
 }
 
 fn of_preempt(error: PreemptError) -> Said {

@@ -213,6 +213,10 @@ impl Running {
         match action {
             SourceAction::Pause => Ok(Some(self.pause())),
             SourceAction::Reconnect => self.reconnect().map(Some),
+            SourceAction::ReplaceLinks => {
+                self.steps.replace_links()?;
+                Ok(Some(SourceEvent::LinksDropped))
+            }
             SourceAction::FetchBitmaps => self.fetch_bitmaps(),
             SourceAction::OpenChannels => {
                 let opened = self.steps.perform(action);
@@ -230,11 +234,15 @@ impl Running {
 
     /// Hands an event to the machine and shows what changed.
     pub(super) fn tell(&mut self, event: SourceEvent) {
-        let passes = self.machine.counters().sync_count;
+        let before = *self.machine.counters();
         self.machine.handle(event, Instant::now());
-        let now_passes = self.machine.counters().sync_count;
-        if now_passes != passes {
-            self.observer.pass(u64::from(now_passes));
+        let after = self.machine.counters();
+        if after.sync_count != before.sync_count {
+            self.observer.pass(u64::from(after.sync_count));
+        }
+        if after.replacements != before.replacements {
+            // The loss that led to it is mended, and no cause of what may fail later.
+            self.error = None;
         }
         self.show();
         let status = self.machine.status();
@@ -262,6 +270,7 @@ impl Running {
             statistics.downtime = Downtime::of(machine.timeline());
         }
         statistics.pauses = machine.counters().pauses;
+        statistics.replacements = machine.counters().replacements;
         statistics.postcopy_bytes = machine.counters().postcopy_bytes;
         statistics.error = machine.paused().map(|failure| with_reason(failure, self.error.as_deref()));
         let rounds = self.steps.rounds.done();
@@ -348,6 +357,11 @@ impl Running {
     pub(super) fn on_heard(&mut self, heard: Heard) {
         match heard {
             Heard::Message(message) => self.tell(SourceEvent::Return(message)),
+            Heard::PreemptLost(loss, fault) => {
+                self.note(&fault);
+                self.tell_cancel();
+                self.tell(SourceEvent::Lost(loss));
+            }
             Heard::Lost(loss, fault) => {
                 self.peer = None;
                 self.note(fault.as_ref());
@@ -369,6 +383,10 @@ impl Running {
                 }
                 self.tell(SourceEvent::HandlerFailed { step });
             }
+            StepError::Link(error) if self.machine.may_replace(&error.loss()) => {
+                self.note(error.as_error());
+                self.tell(SourceEvent::Lost(error.loss()));
+            }
             StepError::Link(error) => {
                 self.tell_cancel();
                 let silence = self.hear_last_words();
@@ -389,6 +407,7 @@ impl Running {
         while let Some(Ok(heard)) = self.peer.as_ref().map(|peer| peer.heard.recv_deadline(deadline)) {
             match heard {
                 Heard::Message(message) => self.tell(SourceEvent::Return(message)),
+                Heard::PreemptLost(..) => {}
                 Heard::Lost(loss, _) => {
                     self.peer = None;
                     return Some(loss);

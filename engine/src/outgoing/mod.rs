@@ -94,6 +94,8 @@ pub struct OutgoingStatistics {
     pub postcopy_bytes: ByteCount,
     /// How often postcopy was paused.
     pub pauses: u32,
+    /// How often links beside the main one were lost in postcopy and replaced, without a pause.
+    pub replacements: u32,
     /// Pages that the destination has asked for; `None` before postcopy.
     pub urgent: Option<UrgentStatistics>,
     /// Why it failed, and what could not be undone on this side.
@@ -346,6 +348,7 @@ impl Shared {
             rounds: Vec::new(),
             postcopy_bytes: ByteCount(0),
             pauses: 0,
+            replacements: 0,
             urgent: None,
             error: None,
         };

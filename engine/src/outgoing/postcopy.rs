@@ -67,8 +67,8 @@ impl Steps {
                 self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
                 SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
             }
-            SourceAction::DrainUrgent => {
-                self.drain_urgent()?;
+            SourceAction::Drain => {
+                self.drain()?;
                 return Ok(None);
             }
             SourceAction::CompletePostcopy => {
@@ -206,8 +206,10 @@ impl Steps {
         Ok(())
     }
 
-    /// Waits until the pages that somebody has asked for have arrived, as far as our kernel knows.
-    fn drain_urgent(&self) -> Result<(), StepError> {
+    /// Waits until pushed pages are in place there, and those that somebody has asked for have arrived, as far as our kernel
+    /// knows.
+    fn drain(&mut self) -> Result<(), StepError> {
+        self.savevm.bring_into_line(&mut self.out).map_err(StepError::save(SourceStep::Push))?;
         let deadline = Instant::now() + self.config.write_deadline;
         while self.urgent.queued() > ByteCount(0) {
             if Instant::now() >= deadline {
@@ -224,6 +226,20 @@ impl Steps {
     pub(super) fn silence(&mut self) {
         // The links first: whoever serves may be blocked in one.
         self.links.stop();
+        self.drop_beside();
+    }
+
+    /// Gives the links beside the main one up, and says so on it. No section is open there: what a lost channel broke off
+    /// has been ended.
+    pub(super) fn replace_links(&mut self) -> Result<(), StepError> {
+        self.links.stop_beside();
+        self.drop_beside();
+        Command::ReplaceLinks.encode(self.out.buffer());
+        self.flush()
+    }
+
+    /// Forgets what was sent or served beside the main link. Those links are shut down.
+    fn drop_beside(&mut self) {
         if let Some(path) = &self.following.path {
             self.urgent.pause(path);
         }

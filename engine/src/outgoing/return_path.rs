@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use limosa_pages::BlockName;
 use limosa_postcopy::RequestError;
 use limosa_protocol::{LinkRole, Loss, LossReason};
-use limosa_transport::LinkReader;
+use limosa_transport::{LinkReader, TransportError};
 use limosa_wire::{RequestedPages, ReturnDecoder, ReturnMessage};
 use std::error::Error;
 use std::io;
@@ -17,10 +17,12 @@ use std::thread::{Builder, JoinHandle};
 /// Messages that may wait for the coordinator: a destination in precopy answers one PING at a time.
 const INBOX: usize = 16;
 
-/// What the return path brings. The last is always a `Lost`; a thread that panics closes the channel instead.
+/// What the return path brings, and what comes of serving requests. The last is always a `Lost`; a thread that panics closes the channel instead.
 #[derive(Debug)]
 pub(super) enum Heard {
     Message(ReturnMessage),
+    /// Pages that were asked for cannot leave any more on the channel of their own. The return path goes on.
+    PreemptLost(Loss, TransportError),
     /// Nothing more will come.
     Lost(Loss, Box<dyn Error + Send + Sync>),
 }
@@ -80,13 +82,12 @@ impl Listener {
     fn serve(&self, block: Option<BlockName>, pages: RequestedPages) -> Option<Heard> {
         match self.urgent.serve(block.as_ref(), pages) {
             Some(Ok(_)) => None,
+            Some(Err(RequestError::Transport(error))) => {
+                let loss = Loss { role: LinkRole::Preempt, reason: loss_reason(&error) };
+                Some(Heard::PreemptLost(loss, error))
+            }
             Some(Err(error)) => {
-                let loss = match &error {
-                    RequestError::Transport(error) => {
-                        Loss { role: LinkRole::Preempt, reason: loss_reason(error) }
-                    }
-                    _ => Loss { role: LinkRole::ReturnPath, reason: LossReason::Unreadable },
-                };
+                let loss = Loss { role: LinkRole::ReturnPath, reason: LossReason::Unreadable };
                 Some(Heard::Lost(loss, Box::new(error)))
             }
             // The machine says what it thinks of one that comes too soon.

@@ -257,6 +257,11 @@ impl HeldLinks {
         self.0.add(link);
     }
 
+    /// Ends all but the main one.
+    pub(super) fn stop_beside(&mut self) {
+        self.0.stop_beside();
+    }
+
     /// The links of a new connection; those of the old one have been stopped.
     pub(super) fn replace(&mut self, links: Stop) {
         self.0 = links;
@@ -313,7 +318,7 @@ impl StepError {
     pub(super) fn save(step: SourceStep) -> impl FnOnce(SaveError) -> Self {
         move |error| match error.source {
             SaveFault::Transport(lost) => Self::Link(LostLink::Main(lost)),
-            SaveFault::Channel(lost) => Self::Link(LostLink::Channel(lost)),
+            SaveFault::Channel(lost) if lost.is_loss() => Self::Link(LostLink::Channel(lost)),
             _ => Self::Handler(step, Box::new(error)),
         }
     }

@@ -27,6 +27,15 @@ enum Serving {
     Paused(UrgentServer),
 }
 
+impl Serving {
+    fn pause(&mut self) {
+        *self = match std::mem::replace(self, Self::NotYet) {
+            Self::Yes(server) | Self::Paused(server) => Self::Paused(server),
+            Self::NotYet => Self::NotYet,
+        };
+    }
+}
+
 impl Urgent {
     pub(super) fn new() -> Arc<Self> {
         let (bell, rung) = crossbeam_channel::bounded(1);
@@ -54,11 +63,7 @@ impl Urgent {
 
     /// Serves no more: the connection is lost. Waits for what is being served.
     pub(super) fn pause(&self, path: &UrgentPath) {
-        let mut serving = self.server.lock();
-        *serving = match std::mem::replace(&mut *serving, Serving::NotYet) {
-            Serving::Yes(server) | Serving::Paused(server) => Serving::Paused(server),
-            Serving::NotYet => Serving::NotYet,
-        };
+        self.server.lock().pause();
         if let Some(claimed) = &path.claimed {
             // Claimed for a connection that is gone: the recovery owes them again (I1, I8).
             while claimed.try_recv().is_ok() {}
@@ -85,8 +90,13 @@ impl Urgent {
         block: Option<&BlockName>,
         pages: RequestedPages,
     ) -> Option<Result<Served, RequestError>> {
-        let Serving::Yes(server) = &mut *self.server.lock() else { return None };
+        let mut serving = self.server.lock();
+        let Serving::Yes(server) = &mut *serving else { return None };
         let served = server.serve(block, pages);
+        if matches!(served, Err(RequestError::Transport(_))) {
+            // What nobody can send must not be claimed.
+            serving.pause();
+        }
         if matches!(served, Ok(Served::Pages(_))) {
             // A bell that rings already is heard.
             let _ = self.bell.try_send(());

@@ -92,11 +92,11 @@ impl RamHandler {
         budget: &mut Budget,
     ) -> Result<(), SaveFault> {
         let saving = self.saving().0;
-        saving.push(urgent, out, |sent| {
+        let pushed = saving.push(urgent, out, |sent| {
             budget.spend(sent);
             budget.is_exhausted()
-        })?;
-        saving.write_end(out)
+        });
+        saving.end_body(pushed, out)
     }
 
     /// Writes the body of a PART section: asked-for pages and nothing else.
@@ -106,8 +106,8 @@ impl RamHandler {
         out: &mut StreamWriter,
     ) -> Result<(), SaveFault> {
         let saving = self.saving().0;
-        saving.write_requested(urgent, out)?;
-        saving.write_end(out)
+        let written = saving.write_requested(urgent, out);
+        saving.end_body(written, out)
     }
 
     /// The multifd channels of a new connection, to be brought into line before the next push.

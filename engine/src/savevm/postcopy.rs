@@ -148,7 +148,8 @@ impl SaveVm {
     }
 }
 
-/// Writes a section that continues an entry's state.
+/// Writes a section that continues an entry's state. One that a lost channel breaks off is ended all the same: the main
+/// stream may go on.
 fn section(
     kind: ContinueKind,
     identity: &EntryIdentity,
@@ -156,7 +157,9 @@ fn section(
     body: impl FnOnce(&mut StreamWriter) -> Result<(), SaveFault>,
 ) -> Result<(), SaveFault> {
     encode::section_continue(kind, identity.section_id, out.buffer());
-    body(out)?;
-    encode::footer(identity.section_id, out.buffer());
-    Ok(())
+    let written = body(out);
+    if matches!(written, Ok(()) | Err(SaveFault::Channel(_))) {
+        encode::footer(identity.section_id, out.buffer());
+    }
+    written
 }

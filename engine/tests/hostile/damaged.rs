@@ -27,9 +27,9 @@ fn effect_of(piece: &Piece, at: usize, bit: u8, stream: &[u8]) -> Effect {
         // The value of a PING comes back as it was sent; that it is the wrong one is for the source to see.
         // Only the greeting's is ours: without it the FEATURES that follow come from nowhere.
         What::Command(Command::Ping(value)) if within >= 5 && *value != GREETING => Effect::None,
-        // Four features are offered, in the last byte of their set. They concern channels and postcopy, of which there
+        // Five features are offered, in the last byte of their set. They concern channels and postcopy, of which there
         // is none, and a report of populated pages, on which nothing depends.
-        What::Command(Command::Features(_)) if within == 12 && bit < 4 => Effect::None,
+        What::Command(Command::Features(_)) if within == 12 && bit < 5 => Effect::None,
         // Mark, length, text: a shorter text leaves bytes behind that nobody reads, a longer one never ends.
         What::Description => match within {
             0 => Effect::Refused,

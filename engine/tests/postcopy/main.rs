@@ -8,6 +8,7 @@ mod relay;
 mod cuts;
 mod huge;
 mod recovery;
+mod replacement;
 
 use guest::{Guest, Recorder, assert_completed};
 use limosa_engine::{
@@ -15,6 +16,7 @@ use limosa_engine::{
     IncomingPostcopy, IncomingReport, Outgoing, OutgoingConfig, OutgoingReport, Parameters, RunState,
 };
 use limosa_pages::{BlockId, ByteCount, PAGE_BYTES};
+use limosa_transport::Address;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +62,16 @@ fn slow(setting: Setting) -> OutgoingConfig {
 }
 
 fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migration {
+    start_by(source, destination, setting, Clone::clone)
+}
+
+/// As [`start`], to another address than that of the destination.
+fn start_by(
+    source: &mut Guest,
+    destination: &mut Guest,
+    setting: Setting,
+    way: impl FnOnce(&Address) -> Address,
+) -> Migration {
     let (here, there) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
     let config = IncomingConfig {
         autostart: setting.autostart,
@@ -75,7 +87,7 @@ fn start(source: &mut Guest, destination: &mut Guest, setting: Setting) -> Migra
     let listen = "tcp:127.0.0.1:0".parse().unwrap();
     let (savevm, vm) = (destination.take_savevm(), destination.vm());
     let incoming = Incoming::listen(&listen, config, savevm, vm, there.clone()).unwrap();
-    let address = incoming.address().unwrap().clone();
+    let address = way(incoming.address().unwrap());
     let (savevm, vm) = (source.take_savevm(), source.vm());
     let outgoing = Outgoing::start(address, slow(setting), savevm, vm, here.clone()).unwrap();
     Migration { outgoing, incoming, here, there }

@@ -209,6 +209,7 @@ fn outgoing_postcopy(statistics: &OutgoingStatistics) -> Option<Value> {
         json!({
             "bytes": statistics.postcopy_bytes.0,
             "pauses": statistics.pauses,
+            "replacements": statistics.replacements,
             "requests": urgent.requests,
             "repeated-requests": urgent.repeated,
             "requested-pages": urgent.pages.0 + statistics.ram.requested.0,

@@ -7,6 +7,7 @@ use crate::error::LoadFault;
 use crate::savevm::ReceiveLinks;
 use crate::stream::StreamReader;
 use crossbeam_channel::{Receiver, Sender};
+use limosa_multifd::ReceiveError;
 use limosa_pages::{BlockId, BlockName, PAGE_BYTES, PageCount, PageIndex, PageRun};
 use limosa_postcopy::UffdSink;
 use limosa_ram::GuestRam;
@@ -78,13 +79,17 @@ impl PostcopyRam {
     }
 
     /// What reads the records of a connection.
-    pub(crate) fn arrivals(&mut self) -> RamArrivals {
+    ///
+    /// If `bears_losses`, a lost channel does not end it.
+    pub(crate) fn arrivals(&mut self, bears_losses: bool) -> RamArrivals {
         let decoder = RamDecoder::new(RamContext::new());
         let (sink, counters) = (Arc::clone(&self.sink), Arc::clone(&self.counters));
         RamArrivals {
             sink,
             counters,
             channels: None,
+            bears_losses,
+            lost: None,
             given: self.channels.1.clone(),
             decoder,
             locator: Locator::default(),
@@ -134,6 +139,9 @@ pub(crate) struct RamArrivals {
     sink: Arc<UffdSink>,
     counters: Arc<RamCounters>,
     channels: Option<Channels>,
+    /// The loss of a channel is told, and the main link read on.
+    bears_losses: bool,
+    lost: Option<ReceiveError>,
     /// Brings them.
     given: Receiver<Channels>,
     decoder: RamDecoder,
@@ -177,9 +185,13 @@ impl RamArrivals {
             RamItem::EndOfSection => return Ok(true),
             RamItem::MultifdFlush => {
                 self.look_for_channels();
-                match &self.channels {
-                    Some(channels) => channels.pool.wait_sync()?,
-                    None => return Err(LoadFault::UnexpectedRecord { record: "multifd flush" }),
+                let Some(channels) = &self.channels else {
+                    return Err(LoadFault::UnexpectedRecord { record: "multifd flush" });
+                };
+                match channels.pool.wait_sync() {
+                    // The source will hear of it, and owe again what did not come.
+                    Err(error) if self.bears_losses && error.is_loss() => self.lost = Some(error),
+                    waited => waited?,
                 }
             }
             RamItem::Populated { .. } => {
@@ -193,6 +205,17 @@ impl RamArrivals {
         }
         add(&self.counters.bytes, input.offset() - before);
         Ok(false)
+    }
+
+    /// How a channel was lost since the last call, if one was.
+    pub(crate) fn lost_channel(&mut self) -> Option<ReceiveError> {
+        self.lost.take()
+    }
+
+    /// Ends the multifd channels, which others will replace.
+    pub(crate) fn drop_channels(&mut self) {
+        self.look_for_channels();
+        self.channels = None;
     }
 
     fn look_for_channels(&mut self) {

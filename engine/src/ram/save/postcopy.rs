@@ -34,10 +34,28 @@ pub(crate) struct UrgentPath {
 impl RamSave {
     /// Brings the multifd channels into line, where there are any: the body of a section (wire 12).
     pub(in crate::ram) fn write_barrier(&mut self, out: &mut StreamWriter) -> Result<(), SaveFault> {
-        if let Some(channels) = &mut self.channels {
-            channels.end_round(&mut self.encoder, out, &self.counters)?;
+        let in_line = match &mut self.channels {
+            Some(channels) => channels.end_round(&mut self.encoder, out, &self.counters),
+            None => Ok(()),
+        };
+        self.end_body(in_line, out)
+    }
+
+    /// Ends the body of a section, as far as it was `written`. A lost channel breaks it off, and leaves the main stream to
+    /// go on.
+    pub(in crate::ram) fn end_body(
+        &mut self,
+        written: Result<(), SaveFault>,
+        out: &mut StreamWriter,
+    ) -> Result<(), SaveFault> {
+        match written {
+            Ok(()) => self.write_end(out),
+            Err(SaveFault::Channel(_)) => {
+                self.encoder.end_of_section(out.buffer());
+                written
+            }
+            Err(_) => written,
         }
-        self.write_end(out)
     }
 
     /// Whether pages are on the channels behind the last barrier.
