@@ -57,6 +57,10 @@ pub enum Reason {
     Unmeasured,
     /// The link takes the pages faster than the pool could compress them.
     FastLink,
+    /// The link is fast, and what pages take as they are is not known yet, or not any more.
+    RawTimed,
+    /// Compression promised more and has turned out to be slower; it is left for a while.
+    TurnedOutSlower,
     /// The link is the bottleneck, and the pool keeps up.
     SlowLink,
     /// The pool is the bottleneck, and would be with any lighter method that helps.
@@ -199,18 +203,21 @@ impl Chooser {
         }
         self.plan_due = PLAN_PACKETS;
         let best = self.plan.renewed(&self.prices, capacity);
-        let plan = self.outcomes.admit(best, Plan::raw(&self.prices, capacity), capacity);
+        let raw = Plan::raw(&self.prices, capacity);
+        let refused = self.outcomes.admit(&best, &raw, capacity).err();
+        let plan = if refused.is_some() { raw } else { best };
         if (plan.light, plan.heavy) != (self.plan.light, self.plan.heavy) || self.reason == Reason::Unmeasured
         {
             self.outcomes.restart();
         }
         let Rung { method, delta } = plan.main();
         let (link, pool) = capacity.seconds(self.prices.price(method, delta));
-        self.reason = match plan.is_balance() {
-            true => Reason::Balance,
-            false if method == 0 => Reason::FastLink,
-            false if pool > link => Reason::BusyPool,
-            false => Reason::SlowLink,
+        self.reason = match refused {
+            Some(reason) => reason,
+            None if plan.is_balance() => Reason::Balance,
+            None if method == 0 => Reason::FastLink,
+            None if pool > link => Reason::BusyPool,
+            None => Reason::SlowLink,
         };
         self.plan = plan;
     }
@@ -258,6 +265,8 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Unmeasured => "the link has not been measured yet",
             Self::FastLink => "the link takes pages faster than they can be compressed",
+            Self::RawTimed => "pages are timed as they are, to hold compression against it",
+            Self::TurnedOutSlower => "compression has turned out slower than the pages as they are",
             Self::SlowLink => "the link is the bottleneck, and the pool keeps up",
             Self::BusyPool => "the pool is the bottleneck",
             Self::Balance => "two methods in turn keep link and pool equally busy",

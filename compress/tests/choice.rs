@@ -105,6 +105,10 @@ fn the_report_says_what_was_chosen_and_why() {
     assert_eq!(most(1, leg(Content::Text, slow)), (Method::Zstd { level: 9 }, Reason::SlowLink));
     // With one worker LZ4 alone would leave the link idle, and pages as they are the worker.
     assert_eq!(most(1, leg(Content::Text, fast)), (Method::None, Reason::Balance));
+    // Before that it must know what they take.
+    let report = run(1, 2, &[leg(Content::Text, fast)], Policy::Auto).report;
+    let timed = report.counts().iter().find(|count| count.choice.reason == Reason::RawTimed);
+    assert_eq!(timed.map(|count| count.choice.method), Some(Method::None));
 }
 
 #[test]

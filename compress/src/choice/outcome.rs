@@ -5,6 +5,7 @@
 //! were written and the time that they took: pages as they are first, and the plan only then. A plan that turns out to be
 //! slower is not used for a while, each time for longer.
 
+use super::Reason;
 use super::plan::{Capacity, Plan};
 use std::time::Duration;
 
@@ -93,26 +94,29 @@ impl Outcomes {
         Self { in_flight, raw: None, current: None, ban: None, next_ban: BAN_FIRST, window }
     }
 
-    /// The plan to use where `plan` is the best by its promise, and `raw` leaves all pages as they are.
-    pub(super) fn admit(&mut self, plan: Plan, raw: Plan, capacity: Capacity) -> Plan {
+    /// Whether to use `plan`, the best by its promise, or else why `raw`, which leaves all pages as they are.
+    pub(super) fn admit(&mut self, plan: &Plan, raw: &Plan, capacity: Capacity) -> Result<(), Reason> {
         let known = self.raw.filter(|known| known.is_of(capacity));
         let raw_takes = known.map_or(raw.seconds, |known| known.took);
         if plan.is_raw() || capacity.rate < FAST_LINK || raw_takes > plan.seconds * BELIEVED {
-            return plan;
+            return Ok(());
         }
         if self.ban.is_some_and(|ban| plan.seconds < ban.promise * OTHER_PROMISE) {
             (self.ban, self.next_ban) = (None, BAN_FIRST);
         }
-        if known.is_none() || self.ban.is_some_and(|ban| ban.left > 0) {
-            return raw;
+        if self.ban.is_some_and(|ban| ban.left > 0) {
+            return Err(Reason::TurnedOutSlower);
+        }
+        if known.is_none() {
+            return Err(Reason::RawTimed);
         }
         if self.current.is_some_and(|current| current > raw_takes * SLOWER) {
             self.ban = Some(Ban { left: self.next_ban, promise: plan.seconds });
             self.current = None;
             self.next_ban = (self.next_ban * 2).min(BAN_MAX);
-            return raw;
+            return Err(Reason::TurnedOutSlower);
         }
-        plan
+        Ok(())
     }
 
     /// Another plan is in use, or nothing was sent for a while.

@@ -36,14 +36,18 @@ impl Sent {
     }
 
     fn admits(&mut self, plan: Plan) -> bool {
-        self.outcomes.admit(plan, raw(), FAST) == plan
+        self.admit(plan).is_ok()
+    }
+
+    fn admit(&mut self, plan: Plan) -> Result<(), Reason> {
+        self.outcomes.admit(&plan, &raw(), FAST)
     }
 }
 
 #[test]
 fn raw_pages_are_measured_before_a_plan_that_promises_little_more() {
     let mut sent = Sent::new();
-    assert!(!sent.admits(balance()));
+    assert_eq!(sent.admit(balance()), Err(Reason::RawTimed));
     assert!(sent.admits(plan(1, 1.0, 0.4e-6)), "a plan that promises much is believed");
     sent.packets(&raw(), 60, 128);
     assert!(sent.admits(balance()));
@@ -54,9 +58,9 @@ fn a_plan_that_turns_out_slower_is_not_used_for_longer_each_time() {
     let mut sent = Sent::new();
     sent.packets(&raw(), 60, 128);
     sent.packets(&balance(), 60, 140);
-    assert!(!sent.admits(balance()));
+    assert_eq!(sent.admit(balance()), Err(Reason::TurnedOutSlower));
     sent.packets(&raw(), BAN_FIRST - 1, 128);
-    assert!(!sent.admits(balance()));
+    assert_eq!(sent.admit(balance()), Err(Reason::TurnedOutSlower));
     sent.packets(&raw(), 1, 128);
     assert!(sent.admits(balance()), "again");
     sent.outcomes.restart();
@@ -90,11 +94,15 @@ fn what_raw_pages_took_holds_while_the_link_only_looks_slower() {
     let seen = |factor| Capacity { rate: FAST.rate / factor, ..FAST };
     // Raw pages would seem to take twice as long.
     let plan = plan(1, 0.4, 0.9e-6);
-    assert_eq!(sent.outcomes.admit(plan, self::plan(0, 0.0, 2e-6), seen(2.0)), plan);
+    assert_eq!(sent.outcomes.admit(&plan, &self::plan(0, 0.0, 2e-6), seen(2.0)), Ok(()));
     sent.packets(&plan, 60, 150);
-    assert_ne!(sent.outcomes.admit(plan, self::plan(0, 0.0, 2e-6), seen(2.0)), plan);
+    assert!(sent.outcomes.admit(&plan, &self::plan(0, 0.0, 2e-6), seen(2.0)).is_err());
     let slow = self::plan(1, 0.4, 2.2e-6);
-    assert_eq!(sent.outcomes.admit(slow, self::plan(0, 0.0, 5e-6), seen(5.0)), slow, "it is another link");
+    assert_eq!(
+        sent.outcomes.admit(&slow, &self::plan(0, 0.0, 5e-6), seen(5.0)),
+        Ok(()),
+        "it is another link"
+    );
 }
 
 #[test]
