@@ -53,7 +53,7 @@ impl Origin {
             (Self::Link(main), _) => return Ok(Connections { main, company: None }),
             (Self::Listener(listener), None) => {
                 let main = listener.accept(None)?;
-                let mut stop = Stop::from(main.shutdown_handle());
+                let stop = Stop::from(main.shutdown_handle());
                 *shared.stop.lock() = Some(stop.clone());
                 stop.add(listener.shutdown_handle());
                 let company = Company { listener, wanted: None, links: Vec::new(), stop };

@@ -6,7 +6,6 @@ use crate::error::{LoadFault, loss_reason};
 use crate::ram::RamArrivals;
 use crate::stream::StreamReader;
 use crossbeam_channel::Sender;
-use limosa_multifd::ReceiveError;
 use limosa_protocol::{
     DestinationEvent, DestinationFailure, EntryIndex, LinkRole, Loss, LossReason, PostcopyStream, SectionKind,
 };
@@ -79,11 +78,7 @@ impl MainReader {
                     ContinueKind::End => SectionKind::End,
                 };
                 self.judge(DestinationEvent::SectionOpened { id, kind })?;
-                self.read_section(id).map_err(|fault| Stopped::Failed(fault, Some(id)))?;
-                if let Some(fault) = self.arrivals.lost_channel() {
-                    self.say(Said::Failed(DestinationEvent::Lost(channel_loss(&fault)), fault.into()));
-                }
-                Ok(())
+                self.read_section(id).map_err(|fault| Stopped::Failed(fault, Some(id)))
             }
             StreamItem::SectionStart(header) => {
                 // It is refused, whatever it is.
@@ -134,11 +129,6 @@ impl MainReader {
         // A coordinator that is gone needs to hear nothing.
         drop(self.say.send(said));
     }
-}
-
-fn channel_loss(error: &ReceiveError) -> Loss {
-    let number = error.connection.channel.map_or(error.connection.accepted as u16, u16::from);
-    Loss { role: LinkRole::Channel(number), reason: LossReason::Closed }
 }
 
 /// What a failure on the main link is to the machine.

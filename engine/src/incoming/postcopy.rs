@@ -4,9 +4,10 @@ use super::connections::accept_channels;
 use super::main_reader::{Feed, MainReader};
 use super::{DRAIN_TIME, IncomingConfig};
 use crate::error::{LoadFault, loss_reason};
-use crate::ram::PostcopyRam;
+use crate::ram::{OnLoss, PostcopyRam};
 use crate::stream::StreamReader;
 use crossbeam_channel::{Receiver, Sender, never, select};
+use limosa_multifd::ReceiveError;
 use limosa_pages::{BlockName, PageCount};
 use limosa_postcopy::{FaultReport, FaultThread, LatencyHold, PostcopyStatistics, PreemptError, UffdSink};
 use limosa_protocol::{DestinationEvent, KernelThread, LinkRole, Loss, LossReason, PostcopyStream};
@@ -144,10 +145,15 @@ impl Postcopy {
     ) -> Result<(), LoadFault> {
         self.faults.connect(answers).map_err(|_| LoadFault::NoFaultThread)?;
         let (say, said) = crossbeam_channel::bounded(INBOX);
+        let on_loss = self.replaces_links.then(|| {
+            let say = say.clone();
+            // A coordinator that is gone needs to hear nothing.
+            Box::new(move |error| drop(say.send(of_channel(error)))) as OnLoss
+        });
         let reader = MainReader {
             feed,
             order,
-            arrivals: self.ram.arrivals(self.replaces_links),
+            arrivals: self.ram.arrivals(on_loss),
             ram: self.section,
             say,
             received: Arc::clone(&self.received),
@@ -379,4 +385,10 @@ fn of_preempt(error: PreemptError) -> Said {
         _ => LossReason::Unreadable,
     };
     Said::Failed(DestinationEvent::Lost(Loss { role: LinkRole::Preempt, reason }), error.into())
+}
+
+fn of_channel(error: ReceiveError) -> Said {
+    let number = error.connection.channel.map_or(error.connection.accepted as u16, u16::from);
+    let loss = Loss { role: LinkRole::Channel(number), reason: LossReason::Closed };
+    Said::Failed(DestinationEvent::Lost(loss), error.into())
 }

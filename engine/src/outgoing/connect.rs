@@ -82,7 +82,7 @@ impl Coordinator {
             Target::Address(address) => (self.connect_to(&address, Role::Main)?, Some(address)),
             Target::Link(link) => (link, None),
         };
-        let mut stop = Stop::from(link.shutdown_handle());
+        let stop = Stop::from(link.shutdown_handle());
         *self.shared.stop.lock() = Some(stop.clone());
         let (reader, mut writer) = link.split();
         writer.set_deadline(Some(self.config.write_deadline))?;
@@ -92,22 +92,21 @@ impl Coordinator {
         self.savevm.configuration().encode(out.buffer());
         out.flush()?;
         let urgent = Urgent::new();
-        let peer = listens.then(|| Peer::listen(reader, Arc::clone(&urgent))).transpose()?;
+        let peer = listens.then(|| Peer::listen(reader, Arc::clone(&urgent), stop.clone())).transpose()?;
         let channels = match &address {
-            Some(address) if multifd => Some(self.connect_channels(address, &mut stop)?),
+            Some(address) if multifd => Some(self.connect_channels(address, &stop)?),
             _ => None,
         };
         Ok(Connected { out, peer, channels, stop, dialer: Dialer { address }, urgent })
     }
 
-    fn connect_channels(&mut self, address: &Address, stop: &mut Stop) -> Result<SendLinks, StartError> {
+    fn connect_channels(&mut self, address: &Address, stop: &Stop) -> Result<SendLinks, StartError> {
         let mut links: Vec<LinkWriter> = Vec::new();
         let uuid = self.savevm.configuration().uuid.unwrap_or_default();
         for channel in 0..self.config.parameters.multifd_channels {
             let link = self.connect_to(address, Role::Multifd(channel))?;
             let writer = introduce_channel(link, uuid, channel, self.config.write_deadline)?;
             stop.add(writer.shutdown_handle());
-            *self.shared.stop.lock() = Some(stop.clone());
             links.push(writer);
         }
         Ok(SendLinks { links, uuid: None, sync: self.config.channel_sync })

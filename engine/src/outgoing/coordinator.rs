@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How long the destination's last words are waited for after the main link has failed: it may have said why.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// How often the queue of the preempt channel is looked at while it drains. It is short: requests come one at a time.
+const DRAIN_LOOK: Duration = Duration::from_micros(200);
+
 /// What the user tells a running migration.
 #[derive(Debug)]
 pub(super) enum Control {
@@ -213,17 +216,12 @@ impl Running {
         match action {
             SourceAction::Pause => Ok(Some(self.pause())),
             SourceAction::Reconnect => self.reconnect().map(Some),
+            SourceAction::Drain => self.drain_links(),
             SourceAction::ReplaceLinks => {
                 self.steps.replace_links()?;
                 Ok(Some(SourceEvent::LinksDropped))
             }
             SourceAction::FetchBitmaps => self.fetch_bitmaps(),
-            SourceAction::OpenChannels => {
-                let opened = self.steps.perform(action);
-                // The coordinator may be blocked in one of them.
-                self.shared.let_pause(self.steps.links.handle());
-                opened
-            }
             SourceAction::SendPackage => {
                 self.shared.let_pause(self.steps.links.handle());
                 self.steps.perform(action)
@@ -280,6 +278,22 @@ impl Running {
         if let Some(active) = machine.timeline().active {
             statistics.setup_time = active - machine.timeline().began;
         }
+    }
+
+    /// Waits until pages of every kind are there, as far as can be known on this side. Whoever has lost a link meanwhile is
+    /// heard: its pages would be waited for in vain.
+    fn drain_links(&mut self) -> Result<Option<SourceEvent>, StepError> {
+        self.steps.bring_into_line()?;
+        let asked_in = self.machine.state_name();
+        let deadline = Instant::now() + self.steps.config.write_deadline;
+        while !self.steps.is_drained(deadline)? {
+            self.drain();
+            if self.machine.state_name() != asked_in {
+                break;
+            }
+            std::thread::sleep(DRAIN_LOOK);
+        }
+        Ok(None)
     }
 
     /// Hands in what has arrived, without waiting. What arrived with the outcome comes too late.

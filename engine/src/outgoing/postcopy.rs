@@ -17,9 +17,6 @@ use std::time::{Duration, Instant};
 /// these, a bite of the push (64 KiB) and what the peer's kernel holds; at 1 Gbit/s they take 1 ms.
 const SHARED_QUEUE: usize = 128 << 10;
 
-/// How often the queue of the preempt channel is looked at while it drains. It is short: requests come one at a time.
-const DRAIN_LOOK: Duration = Duration::from_micros(200);
-
 /// What only a migration has that may go on in postcopy.
 #[derive(Default)]
 pub(super) struct Following {
@@ -66,10 +63,6 @@ impl Steps {
             SourceAction::Push { max_bytes, max_time } => {
                 self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
                 SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
-            }
-            SourceAction::Drain => {
-                self.drain()?;
-                return Ok(None);
             }
             SourceAction::CompletePostcopy => {
                 self.complete_postcopy().map_err(StepError::save(SourceStep::CompletePostcopy))?;
@@ -206,20 +199,24 @@ impl Steps {
         Ok(())
     }
 
-    /// Waits until pushed pages are in place there, and those that somebody has asked for have arrived, as far as our kernel
-    /// knows.
-    fn drain(&mut self) -> Result<(), StepError> {
-        self.savevm.bring_into_line(&mut self.out).map_err(StepError::save(SourceStep::Push))?;
-        let deadline = Instant::now() + self.config.write_deadline;
-        while self.urgent.queued() > ByteCount(0) {
-            if Instant::now() >= deadline {
-                let failure = Failure::TimedOut { after: self.config.write_deadline };
-                let during = During::Write;
-                return Err(StepError::preempt(TransportError { role: Role::Preempt, during, failure }));
-            }
-            std::thread::sleep(DRAIN_LOOK);
+    /// Puts what was pushed on channels in place there.
+    pub(super) fn bring_into_line(&mut self) -> Result<(), StepError> {
+        self.savevm.bring_into_line(&mut self.out).map_err(StepError::save(SourceStep::Push))
+    }
+
+    /// Whether the pages that somebody has asked for have arrived, as far as our kernel knows.
+    ///
+    /// # Errors
+    /// If it is `deadline`, and they have not.
+    pub(super) fn is_drained(&self, deadline: Instant) -> Result<bool, StepError> {
+        if self.urgent.queued() == ByteCount(0) {
+            return Ok(true);
         }
-        Ok(())
+        if Instant::now() < deadline {
+            return Ok(false);
+        }
+        let failure = Failure::TimedOut { after: self.config.write_deadline };
+        Err(StepError::preempt(TransportError { role: Role::Preempt, during: During::Write, failure }))
     }
 
     /// Ends the connection and everything that was sent or served over it.

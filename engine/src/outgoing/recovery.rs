@@ -32,7 +32,7 @@ impl Running {
         self.steps.links.replace(links.into());
         self.steps.out.replace_link(writer);
         self.shared.let_pause(self.steps.links.handle());
-        let peer = Peer::listen(reader, Arc::clone(&self.steps.urgent));
+        let peer = Peer::listen(reader, Arc::clone(&self.steps.urgent), self.steps.links.handle());
         self.peer = Some(peer.map_err(|error| StepError::Handler(SourceStep::Reconnect, Box::new(error)))?);
         Ok(SourceEvent::Reconnected)
     }

@@ -2,6 +2,7 @@
 
 use super::urgent::Urgent;
 use crate::error::{LoadFault, loss_reason};
+use crate::stop::Stop;
 use crate::stream::StreamReader;
 use crossbeam_channel::{Receiver, Sender};
 use limosa_pages::BlockName;
@@ -35,11 +36,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Starts the thread that owns `link`, the receiving direction. It serves requests for pages itself.
-    pub(super) fn listen(link: LinkReader, urgent: Arc<Urgent>) -> io::Result<Self> {
+    /// Starts the thread that owns `link`, the receiving direction. It serves requests for pages itself, and ends those of
+    /// `links` that the destination has lost.
+    pub(super) fn listen(link: LinkReader, urgent: Arc<Urgent>, links: Stop) -> io::Result<Self> {
         let (inbox, heard) = crossbeam_channel::bounded(INBOX);
         let thread = Builder::new().name("return-path".to_owned()).spawn(move || {
-            Listener { reader: StreamReader::with_read_size(link, 4096), urgent, inbox }.run()
+            Listener { reader: StreamReader::with_read_size(link, 4096), urgent, links, inbox }.run()
         })?;
         Ok(Self { heard, thread })
     }
@@ -55,6 +57,7 @@ impl Peer {
 struct Listener {
     reader: StreamReader,
     urgent: Arc<Urgent>,
+    links: Stop,
     inbox: Sender<Heard>,
 }
 
@@ -67,7 +70,13 @@ impl Listener {
                     Some(heard) => heard,
                     None => continue,
                 },
-                Ok(message) => Heard::Message(message),
+                Ok(message) => {
+                    if message == ReturnMessage::LinkLost {
+                        // The coordinator may be blocked in one that is dead, and could not hear of it.
+                        self.links.stop_beside();
+                    }
+                    Heard::Message(message)
+                }
                 Err(fault) => Heard::Lost(loss(&fault), Box::new(fault)),
             };
             let is_last = matches!(heard, Heard::Lost(..));

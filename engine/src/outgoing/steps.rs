@@ -253,12 +253,12 @@ impl Drop for HeldGuest {
 
 impl HeldLinks {
     /// Also ends this one.
-    pub(super) fn add(&mut self, link: ShutdownHandle) {
+    pub(super) fn add(&self, link: ShutdownHandle) {
         self.0.add(link);
     }
 
     /// Ends all but the main one.
-    pub(super) fn stop_beside(&mut self) {
+    pub(super) fn stop_beside(&self) {
         self.0.stop_beside();
     }
 

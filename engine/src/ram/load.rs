@@ -3,7 +3,7 @@
 mod arrivals;
 mod postcopy;
 
-pub(crate) use postcopy::{PostcopyRam, RamArrivals};
+pub(crate) use postcopy::{OnLoss, PostcopyRam, RamArrivals};
 
 use super::counters::{RamCounters, RamStatistics, add};
 use super::locate::Locator;

@@ -12,5 +12,5 @@ mod xbzrle_cache;
 
 pub use counters::{RamCounters, RamStatistics};
 pub use handler::RamHandler;
-pub(crate) use load::{PostcopyRam, RamArrivals, RamLoad};
+pub(crate) use load::{OnLoss, PostcopyRam, RamArrivals, RamLoad};
 pub(crate) use save::UrgentPath;

@@ -80,16 +80,15 @@ impl PostcopyRam {
 
     /// What reads the records of a connection.
     ///
-    /// If `bears_losses`, a lost channel does not end it.
-    pub(crate) fn arrivals(&mut self, bears_losses: bool) -> RamArrivals {
+    /// With `on_loss` the loss of a channel does not end it, and is told at once: the source may wait for that channel.
+    pub(crate) fn arrivals(&mut self, on_loss: Option<OnLoss>) -> RamArrivals {
         let decoder = RamDecoder::new(RamContext::new());
         let (sink, counters) = (Arc::clone(&self.sink), Arc::clone(&self.counters));
         RamArrivals {
             sink,
             counters,
             channels: None,
-            bears_losses,
-            lost: None,
+            on_loss,
             given: self.channels.1.clone(),
             decoder,
             locator: Locator::default(),
@@ -128,6 +127,9 @@ impl PostcopyRam {
     }
 }
 
+/// Who hears that a channel is lost.
+pub(crate) type OnLoss = Box<dyn Fn(ReceiveError) + Send>;
+
 /// Pages that are placed together: 64 KiB cost 5 microseconds, 16 single pages as much more again. Larger runs save
 /// little and let a vCPU wait that needs their first page.
 const PLACED_TOGETHER: PageCount = PageCount(16);
@@ -139,9 +141,7 @@ pub(crate) struct RamArrivals {
     sink: Arc<UffdSink>,
     counters: Arc<RamCounters>,
     channels: Option<Channels>,
-    /// The loss of a channel is told, and the main link read on.
-    bears_losses: bool,
-    lost: Option<ReceiveError>,
+    on_loss: Option<OnLoss>,
     /// Brings them.
     given: Receiver<Channels>,
     decoder: RamDecoder,
@@ -188,10 +188,10 @@ impl RamArrivals {
                 let Some(channels) = &self.channels else {
                     return Err(LoadFault::UnexpectedRecord { record: "multifd flush" });
                 };
-                match channels.pool.wait_sync() {
-                    // The source will hear of it, and owe again what did not come.
-                    Err(error) if self.bears_losses && error.is_loss() => self.lost = Some(error),
-                    waited => waited?,
+                match (channels.pool.wait_sync(), &self.on_loss) {
+                    // The source will owe again what did not come.
+                    (Err(error), Some(on_loss)) if error.is_loss() => on_loss(error),
+                    (waited, _) => waited?,
                 }
             }
             RamItem::Populated { .. } => {
@@ -205,11 +205,6 @@ impl RamArrivals {
         }
         add(&self.counters.bytes, input.offset() - before);
         Ok(false)
-    }
-
-    /// How a channel was lost since the last call, if one was.
-    pub(crate) fn lost_channel(&mut self) -> Option<ReceiveError> {
-        self.lost.take()
     }
 
     /// Ends the multifd channels, which others will replace.
