@@ -18,7 +18,8 @@ use std::thread::{Builder, JoinHandle};
 /// Messages that may wait for the coordinator: a destination in precopy answers one PING at a time.
 const INBOX: usize = 16;
 
-/// What the return path brings, and what comes of serving requests. The last is always a `Lost`; a thread that panics closes the channel instead.
+/// What the return path brings, and what comes of serving requests. The last is always a `Lost`; a thread that panics closes
+/// the channel instead.
 #[derive(Debug)]
 pub(super) enum Heard {
     Message(ReturnMessage),

@@ -78,7 +78,7 @@ fn links_that_break_again_before_anything_more_has_arrived_pause_in_the_end() {
         replace(&mut run, owed * MIB);
         run.after(RESUME_ACK);
     }
-    // That was in vain twice; once more, and it has been three times.
+    // The last two were in vain; with the next it is three times.
     assert_eq!(run.after(lost(LinkRole::Preempt)), [ReplaceLinks]);
     replace(&mut run, 5 * MIB);
     run.after(RESUME_ACK);
