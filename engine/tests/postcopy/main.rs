@@ -7,6 +7,7 @@ mod relay;
 
 mod cuts;
 mod huge;
+mod permission;
 mod recovery;
 mod replacement;
 
