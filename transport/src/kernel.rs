@@ -1,13 +1,14 @@
 //! The calls that no crate wraps safely.
 //!
-//! Unsafe island: an `ioctl` and a `setsockopt` with a pointer to our own integer, and the adoption of a descriptor that
-//! the process inherited.
-#![allow(unsafe_code, reason = "one ioctl, one socket option, and the adoption of an inherited descriptor")]
+//! Unsafe island: an `ioctl`, a `setsockopt` and a `getsockopt` with a pointer to integers of our own, and the adoption of a
+//! descriptor that the process inherited.
+#![allow(unsafe_code, reason = "one ioctl, two socket options, and the adoption of an inherited descriptor")]
 
 use crate::error::Failure;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// `SO_ZEROCOPY` of `asm-generic/socket.h`.
 const SO_ZEROCOPY: libc::c_int = 60;
@@ -22,6 +23,25 @@ pub(crate) fn allow_zero_copy(fd: BorrowedFd<'_>) -> io::Result<()> {
         libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_ZEROCOPY, (&raw const on).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Words of `struct tcp_info` (`linux/tcp.h`) up to the shortest round trip, which is the last of them, in microseconds.
+const TCP_INFO_WORDS: usize = 38;
+
+/// The shortest time in which the peer has acknowledged anything (`TCP_INFO`); `None` if this is no TCP socket, or nothing
+/// was sent on it yet.
+pub(crate) fn shortest_round_trip(fd: BorrowedFd<'_>) -> Option<Duration> {
+    let mut words = [0_u32; TCP_INFO_WORDS];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to the pointer, which is ours and outlives the call, as is `length`;
+    // any bytes are integers. The descriptor is open while borrowed.
+    let result = unsafe {
+        let out = words.as_mut_ptr().cast();
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, out, &raw mut length)
+    };
+    let told = result == 0 && length as usize == size_of_val(&words);
+    let microseconds = words[TCP_INFO_WORDS - 1];
+    (told && ![0, u32::MAX].contains(&microseconds)).then(|| Duration::from_micros(microseconds.into()))
 }
 
 /// `SIOCOUTQ`, which has the number of `TIOCOUTQ`: bytes written that the peer has not acknowledged (`tcp(7)`,

@@ -295,6 +295,16 @@ impl LinkReader {
         Ok(&self.peeked[..count.min(self.peeked.len())])
     }
 
+    /// Lets at most about `least` bytes wait in our kernel unread, or as many as a long path holds at 10 Gbit/s; the peer sends
+    /// no more then. What has come already stays. Of no effect on a link that is not a socket. The kernel counts its own
+    /// overhead, and rounds small numbers up.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    pub fn limit_queue(&mut self, least: usize) -> Result<(), TransportError> {
+        self.half.limit_queue(least)
+    }
+
     /// Sets how long an operation may wait without receiving a byte; `None` is for ever.
     ///
     /// # Errors
@@ -411,19 +421,14 @@ impl LinkWriter {
         self.half.descriptor.as_ref().map_or(0, |descriptor| descriptor.queued_bytes())
     }
 
-    /// Lets at most about `bytes` wait in our kernel: what is sent next overtakes nothing, but waits for less. Of no effect
-    /// on a link that is not a socket. The kernel counts its own overhead, and rounds small numbers up.
+    /// Lets at most about `least` bytes wait in our kernel, or as many as a long path holds at 10 Gbit/s: what is sent next
+    /// overtakes nothing, but waits for less. Of no effect on a link that is not a socket. The kernel counts its own overhead, and
+    /// rounds small numbers up.
     ///
     /// # Errors
     /// If the kernel does not take it.
-    pub fn limit_queue(&mut self, bytes: usize) -> Result<(), TransportError> {
-        let Some(descriptor) = self.half.descriptor.as_ref().filter(|found| found.kind() == Kind::Socket)
-        else {
-            return Ok(());
-        };
-        descriptor
-            .limit_queue(bytes)
-            .map_err(|error| TransportError::new(self.half.role, During::Setup, error))
+    pub fn limit_queue(&mut self, least: usize) -> Result<(), TransportError> {
+        self.half.limit_queue(least)
     }
 
     /// Ends the stream: the peer reads what was sent, then its end. The other direction stays open.
@@ -507,6 +512,11 @@ impl Half {
                 .map_err(|error| TransportError::new(self.role, During::Setup, error)),
             None => Ok(()),
         }
+    }
+
+    fn limit_queue(&self, least: usize) -> Result<(), TransportError> {
+        let limited = self.descriptor.as_ref().map(|half| half.limit_queue(self.direction, least));
+        limited.unwrap_or(Ok(())).map_err(|error| TransportError::new(self.role, During::Setup, error))
     }
 
     fn shutdown_handle(&self, other: Option<&Arc<Descriptor>>) -> ShutdownHandle {

@@ -208,6 +208,37 @@ fn a_limited_queue_holds_little_of_what_a_tcp_peer_has_not_taken() {
 }
 
 #[test]
+fn a_limited_reader_leaves_most_of_it_to_its_peer() {
+    const LIMIT: usize = 128 << 10;
+    const MUCH: usize = 256 << 20;
+    let waiting_with = |limit: bool| {
+        let (left, right) = connected(&"tcp:127.0.0.1:0".parse().unwrap());
+        let (mut reader, mut writer) = (right.split().0, left.split().1);
+        // The kernel gives a busy connection more and more.
+        let sending = thread::spawn(move || {
+            writer.write_all(&vec![0; MUCH]).unwrap();
+            writer
+        });
+        let mut buffer = vec![0; 1 << 16];
+        let mut read = 0;
+        while read < MUCH {
+            read += reader.read_some(&mut buffer).unwrap();
+        }
+        let mut writer = sending.join().unwrap();
+        writer.limit_queue(LIMIT).unwrap();
+        if limit {
+            reader.limit_queue(LIMIT).unwrap();
+        }
+        fill(&mut writer);
+        writer.finish().unwrap();
+        let chunks = std::iter::from_fn(|| Some(reader.read_some(&mut buffer).unwrap()));
+        chunks.take_while(|count| *count > 0).sum::<usize>()
+    };
+    let (limited, unlimited) = (waiting_with(true), waiting_with(false));
+    assert!(limited * 2 < unlimited, "{limited} and {unlimited} bytes");
+}
+
+#[test]
 fn an_error_says_which_link_and_what_it_was_doing() {
     let mut left = Link::pair().unwrap().0;
     left.set_role(Role::Multifd(3));

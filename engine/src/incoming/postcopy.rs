@@ -25,6 +25,10 @@ const INBOX: usize = 64;
 /// How long the source may take to connect the links beside the main one. It does so before it sends what makes us wait.
 const LINKS_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes of the push that may wait in our kernel unread. A page that somebody waits for may be behind them: see the source's
+/// `PUSH_QUEUE`.
+const UNREAD: usize = 256 << 10;
+
 /// How long the last pages may take after the end of the stream: those that are still on the channel for urgent pages.
 const LAST_PAGES: Duration = Duration::from_secs(10);
 
@@ -138,11 +142,12 @@ impl Postcopy {
     pub(super) fn connect(
         &mut self,
         main: ShutdownHandle,
-        feed: Feed,
+        mut feed: Feed,
         order: PostcopyStream,
         answers: LinkWriter,
         listener: Option<Listener>,
     ) -> Result<(), LoadFault> {
+        feed.input.limit_queue(UNREAD)?;
         self.faults.connect(answers).map_err(|_| LoadFault::NoFaultThread)?;
         let (say, said) = crossbeam_channel::bounded(INBOX);
         let on_loss = self.replaces_links.then(|| {

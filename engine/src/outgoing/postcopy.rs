@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 /// these, a bite of the push (64 KiB) and what the peer's kernel holds; at 1 Gbit/s they take 1 ms.
 const SHARED_QUEUE: usize = 128 << 10;
 
+/// The same where urgent pages have a connection of their own. The push goes where the guest faults, so the next page that it
+/// needs is often in this queue, and waits for the rest of it. With both ends unlimited, megabytes, the 99th of 100 faults
+/// on loopback took 3 ms; with 256 KiB at both 0.4 ms, at the same rate of the push. With 64 KiB the push stalls.
+const PUSH_QUEUE: usize = 256 << 10;
+
 /// What only a migration has that may go on in postcopy.
 #[derive(Default)]
 pub(super) struct Following {
@@ -127,12 +132,11 @@ impl Steps {
         Ok(())
     }
 
-    /// Where urgent pages share the main channel, it must not hold much before them (I10).
+    /// The main channel must not hold much: urgent pages wait behind it where they share it (I10), and a page that is in it
+    /// already comes no sooner for being asked for.
     fn limit_queue(&mut self) -> Result<(), StepError> {
-        match self.config.capabilities.postcopy_preempt {
-            true => Ok(()),
-            false => self.out.limit_queue(SHARED_QUEUE).map_err(StepError::main),
-        }
+        let apart = self.config.capabilities.postcopy_preempt;
+        self.out.limit_queue(if apart { PUSH_QUEUE } else { SHARED_QUEUE }).map_err(StepError::main)
     }
 
     /// Writes a slice of what is owed.

@@ -1,7 +1,7 @@
 //! The receiving end: one buffer, from which decoders take messages and handlers take bytes.
 
 use crate::error::LoadFault;
-use limosa_transport::LinkReader;
+use limosa_transport::{LinkReader, TransportError};
 use limosa_vmstate::{Input, InputError};
 use limosa_wire::{Step, WireError};
 
@@ -118,6 +118,11 @@ impl StreamReader {
     /// If the stream is a package.
     pub fn into_link(self) -> LinkReader {
         self.link.expect("a package comes from no link")
+    }
+
+    /// As [`LinkReader::limit_queue`]; a package waits in no kernel.
+    pub(crate) fn limit_queue(&mut self, least: usize) -> Result<(), TransportError> {
+        self.link.as_mut().map_or(Ok(()), |link| link.limit_queue(least))
     }
 
     /// Reads until `total` bytes are buffered.

@@ -73,8 +73,8 @@ impl StreamWriter {
     }
 
     /// As [`LinkWriter::limit_queue`].
-    pub(crate) fn limit_queue(&mut self, bytes: usize) -> Result<(), TransportError> {
-        self.link.limit_queue(bytes)
+    pub(crate) fn limit_queue(&mut self, least: usize) -> Result<(), TransportError> {
+        self.link.limit_queue(least)
     }
 
     /// Bytes that the peer's kernel has not acknowledged yet, as far as the transport can tell.
