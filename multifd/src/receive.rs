@@ -160,6 +160,11 @@ impl ReceiveChannels {
         Ok(self.statistics())
     }
 
+    /// Lets at most about `least` bytes wait in our kernel unread on each channel, or as many as a long path holds.
+    pub fn limit_queues(&self, least: usize) {
+        self.shutdown.limit_queues(least);
+    }
+
     /// What each channel has done so far, in the order of the links.
     pub fn statistics(&self) -> Vec<ChannelStatistics> {
         self.counters.iter().map(|counters| counters.snapshot()).collect()

@@ -266,6 +266,11 @@ impl SendChannels {
         }
     }
 
+    /// Lets at most about `least` bytes wait in our kernel on each channel, or as many as a long path holds.
+    pub fn limit_queues(&self, least: usize) {
+        self.shutdown.limit_queues(least);
+    }
+
     /// Ends the links after everything that was submitted. Only for a migration that has completed: a channel that
     /// ends early is a failure to the other side.
     ///

@@ -19,6 +19,11 @@ impl ChannelsShutdown {
         self.links.iter().for_each(ShutdownHandle::shutdown);
     }
 
+    /// Lets at most about `least` bytes wait in our kernel on each, or as many as a long path holds.
+    pub(crate) fn limit_queues(&self, least: usize) {
+        self.links.iter().for_each(|link| link.limit_queues(least));
+    }
+
     /// Ends the channels behind what has come on them.
     pub(crate) fn end_receiving(&self) {
         self.links.iter().for_each(ShutdownHandle::end_receiving);

@@ -1,6 +1,6 @@
 //! Ending a link, or a wait for one, from another thread.
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Direction};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +38,18 @@ impl ShutdownHandle {
             socket.shut_down();
         }
         self.stop.ring();
+    }
+
+    /// As [`LinkWriter::limit_queue`](crate::LinkWriter::limit_queue) and
+    /// [`LinkReader::limit_queue`](crate::LinkReader::limit_queue), for whoever owns the two. Of no effect on a link that is gone,
+    /// or if the kernel does not take it.
+    pub fn limit_queues(&self, least: usize) {
+        if let Some(socket) = self.socket.upgrade() {
+            for direction in [Direction::Sending, Direction::Receiving] {
+                // A queue that stays long is slow, and nothing else.
+                let _ = socket.limit_queue(direction, least);
+            }
+        }
     }
 
     /// Ends only what comes in: the reader still gets the bytes that are here already, and then the end of the

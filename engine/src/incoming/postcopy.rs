@@ -5,7 +5,7 @@ use super::main_reader::{Feed, MainReader};
 use super::{DRAIN_TIME, IncomingConfig};
 use crate::error::{LoadFault, loss_reason};
 use crate::ram::{OnLoss, PostcopyRam};
-use crate::stream::StreamReader;
+use crate::stream::{PUSH_QUEUE, StreamReader};
 use crossbeam_channel::{Receiver, Sender, never, select};
 use limosa_multifd::ReceiveError;
 use limosa_pages::{BlockName, PageCount};
@@ -24,10 +24,6 @@ const INBOX: usize = 64;
 
 /// How long the source may take to connect the links beside the main one. It does so before it sends what makes us wait.
 const LINKS_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Bytes of the push that may wait in our kernel unread. A page that somebody waits for may be behind them: see the source's
-/// `PUSH_QUEUE`.
-const UNREAD: usize = 256 << 10;
 
 /// How long the last pages may take after the end of the stream: those that are still on the channel for urgent pages.
 const LAST_PAGES: Duration = Duration::from_secs(10);
@@ -147,7 +143,7 @@ impl Postcopy {
         answers: LinkWriter,
         listener: Option<Listener>,
     ) -> Result<(), LoadFault> {
-        feed.input.limit_queue(UNREAD)?;
+        feed.input.limit_queue(PUSH_QUEUE)?;
         self.faults.connect(answers).map_err(|_| LoadFault::NoFaultThread)?;
         let (say, said) = crossbeam_channel::bounded(INBOX);
         let on_loss = self.replaces_links.then(|| {

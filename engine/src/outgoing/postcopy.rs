@@ -5,6 +5,7 @@ use super::steps::{StepError, Steps};
 use crate::error::{SaveError, SaveFault};
 use crate::ram::UrgentPath;
 use crate::savevm::{Budget, SendLinks};
+use crate::stream::PUSH_QUEUE;
 use crate::vmdescription::VmDescription;
 use limosa_pages::{ByteCount, PageCount};
 use limosa_postcopy::LatencyHold;
@@ -16,11 +17,6 @@ use std::time::{Duration, Instant};
 /// Bytes that may wait in our kernel where urgent pages leave on the main channel. One that is asked for waits behind
 /// these, a bite of the push (64 KiB) and what the peer's kernel holds; at 1 Gbit/s they take 1 ms.
 const SHARED_QUEUE: usize = 128 << 10;
-
-/// The same where urgent pages have a connection of their own. The push goes where the guest faults, so the next page that it
-/// needs is often in this queue, and waits for the rest of it. With both ends unlimited, megabytes, the 99th of 100 faults
-/// on loopback took 3 ms; with 256 KiB at both 0.4 ms, at the same rate of the push. With 64 KiB the push stalls.
-const PUSH_QUEUE: usize = 256 << 10;
 
 /// What only a migration has that may go on in postcopy.
 #[derive(Default)]

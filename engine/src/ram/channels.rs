@@ -4,7 +4,7 @@ use super::counters::{RamCounters, add};
 use crate::error::SaveFault;
 use crate::parameters::ZeroPageDetection;
 use crate::savevm::{ChannelSync, SaveSetup, SendLinks};
-use crate::stream::StreamWriter;
+use crate::stream::{PUSH_QUEUE, StreamWriter};
 use limosa_multifd::{ChannelStatistics, SendBatch, SendChannels, SendConfig, ZeroDetection};
 use limosa_pages::{BlockId, ByteCount, PageCount, PageRun};
 use limosa_ram::GuestRam;
@@ -136,9 +136,10 @@ impl Channels {
         Ok(())
     }
 
-    /// The guest moves: the versions that the destination had of its pages are dropped there.
+    /// The guest moves: the versions that the destination had of its pages are dropped there, and queues are kept short.
     pub(super) fn begin_postcopy(&mut self) {
         self.pool.forget_versions();
+        self.pool.limit_queues(PUSH_QUEUE);
     }
 
     /// The first synchronisation point comes with the next section: no channel may send a page before it.

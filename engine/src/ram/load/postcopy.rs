@@ -5,7 +5,7 @@ use super::super::locate::Locator;
 use super::{Arrivals, Channels, RamLoad};
 use crate::error::LoadFault;
 use crate::savevm::ReceiveLinks;
-use crate::stream::StreamReader;
+use crate::stream::{PUSH_QUEUE, StreamReader};
 use crossbeam_channel::{Receiver, Sender};
 use limosa_multifd::ReceiveError;
 use limosa_pages::{BlockId, BlockName, PAGE_BYTES, PageCount, PageIndex, PageRun};
@@ -109,6 +109,7 @@ impl PostcopyRam {
     }
 
     fn give(&mut self, channels: Channels) {
+        channels.pool.limit_queues(PUSH_QUEUE);
         assert!(self.channels.0.try_send(channels).is_ok(), "a connection has its channels once");
     }
 

@@ -22,6 +22,10 @@ use std::sync::atomic::Ordering;
 /// 66 microseconds, which is what a fault takes anyway; larger bites push a little faster and delay every fault.
 const BITE_PAGES: PageCount = PageCount(16);
 
+/// Pages of a packet of the push: 32 x 4 KiB = 128 KiB. A page that somebody comes to need is often in a packet that waits for
+/// its channel.
+const PUSH_PACKET_PAGES: PageCount = PageCount(32);
+
 /// How pages leave that somebody waits for, as far as the push must know.
 #[derive(Debug)]
 pub(crate) struct UrgentPath {
@@ -176,6 +180,7 @@ impl RamSave {
         let settings = self.channel_settings.without_deltas();
         let mut channels = Channels::begin(&self.ram, links, settings, earlier)?;
         channels.open();
+        channels.begin_postcopy();
         self.channels = Some(channels);
         Ok(())
     }
@@ -199,7 +204,7 @@ impl RamSave {
     /// Most pages of a bite, but for a huge page, which is one by itself.
     fn bite(&self, urgent: &UrgentPath) -> PageCount {
         match urgent.claimed {
-            _ if self.channels.is_some() => PACKET_PAGES,
+            _ if self.channels.is_some() => PUSH_PACKET_PAGES,
             Some(_) => BITE_PAGES,
             None => BATCH_PAGES,
         }
