@@ -23,7 +23,7 @@ const SHARED_QUEUE: usize = 128 << 10;
 pub(super) struct Following {
     /// Built and not yet sent.
     package: Vec<u8>,
-    /// Multifd channels of a recovery are there, and not yet in line with the main one.
+    /// Multifd channels are not yet in line with a destination that listens: behind the package, and in a recovery.
     unaligned: bool,
     /// Connected, and not yet handed to whoever serves requests.
     preempt: Option<LinkWriter>,
@@ -119,6 +119,7 @@ impl Steps {
         self.limit_queue()?;
         self.let_guest_go();
         let (ram, owed) = self.savevm.begin_postcopy().expect("postcopy is refused to a guest without RAM");
+        self.following.unaligned = true;
         let preempt = self.following.preempt.take();
         self.following.path = Some(self.urgent.begin(ram, owed, preempt));
         self.following._hold = LatencyHold::acquire();

@@ -136,8 +136,11 @@ impl Channels {
         Ok(())
     }
 
-    /// The guest moves: the versions that the destination had of its pages are dropped there, and queues are kept short.
+    /// The guest moves: the versions that the destination had of its pages are dropped there, and queues are kept short. No
+    /// channel may send a page before the next synchronisation point: a destination that still drops what is stale, and does
+    /// not listen yet, would drop the page too (I5).
     pub(super) fn begin_postcopy(&mut self) {
+        self.racing = true;
         self.pool.forget_versions();
         self.pool.limit_queues(PUSH_QUEUE);
     }
@@ -203,25 +206,40 @@ mod tests {
     /// A FLUSH record and the end of the section.
     const END_OF_ROUND: [u8; 16] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 
-    #[test]
-    fn a_slice_that_is_used_up_with_the_last_page_ends_the_round_all_the_same() {
+    /// RAM of one page that leaves on one channel, set up for a peer with these features.
+    fn handler(features: limosa_wire::Features) -> (RamHandler, StreamWriter, [Link; 2]) {
         let block = RamBlock::memfd(BlockName::new("ram").unwrap(), ByteCount(PAGE_BYTES as u64)).unwrap();
         block.copy_in(0, &[1; PAGE_BYTES]);
         let ram = GuestRam::new(vec![block]).unwrap();
         let log = FakeDirtyLog::new(ram.layout());
         let mut handler = RamHandler::new(ram, Some(Box::new(log)));
-        let (near, mut main) = Link::pair().unwrap();
+        let (near, main) = Link::pair().unwrap();
         let mut out = StreamWriter::new(near.split().1);
         // What one channel says fits into its socket unread.
-        let (near, _far) = Link::pair().unwrap();
+        let (near, far) = Link::pair().unwrap();
         let links = SendLinks { links: vec![near.split().1], uuid: None, sync: ChannelSync::PerRound };
         let setup = SaveSetup {
             capabilities: &Capabilities { multifd: true, ..Capabilities::default() },
             parameters: &Parameters::default(),
-            features: limosa_wire::Features::NONE,
+            features,
             channels: parking_lot::Mutex::new(Some(links)),
         };
         handler.save_setup(&setup, &mut out).unwrap();
+        (handler, out, [main, far])
+    }
+
+    #[test]
+    fn a_barrier_behind_the_package_comes_before_the_first_page_of_the_push() {
+        let (mut handler, _out, _far) = handler(limosa_wire::Features::POSTCOPY_CHANNELS);
+        handler.sync().unwrap();
+        assert!(!handler.is_racing());
+        handler.begin_postcopy();
+        assert!(handler.is_racing(), "a destination that does not listen yet would drop what comes");
+    }
+
+    #[test]
+    fn a_slice_that_is_used_up_with_the_last_page_ends_the_round_all_the_same() {
+        let (mut handler, mut out, [mut main, _far]) = handler(limosa_wire::Features::NONE);
         handler.sync().unwrap();
         let mut nothing_left = Budget::new(ByteCount(0), Duration::ZERO, Instant::now());
         handler.save_live_iterate(&mut out, &mut nothing_left).unwrap();
