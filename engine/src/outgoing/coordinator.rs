@@ -217,10 +217,6 @@ impl Running {
             SourceAction::Pause => Ok(Some(self.pause())),
             SourceAction::Reconnect => self.reconnect().map(Some),
             SourceAction::Drain => self.drain_links(),
-            SourceAction::ReplaceLinks => {
-                self.steps.replace_links()?;
-                Ok(Some(SourceEvent::LinksDropped))
-            }
             SourceAction::FetchBitmaps => self.fetch_bitmaps(),
             SourceAction::SendPackage => {
                 self.shared.let_pause(self.steps.links.handle());

@@ -65,6 +65,10 @@ impl Steps {
                 self.push(max_bytes, max_time).map_err(StepError::save(SourceStep::Push))?;
                 SourceEvent::Pushed { sent: self.sent_since(before)?, pending: self.pending() }
             }
+            SourceAction::ReplaceLinks => {
+                self.replace_links()?;
+                SourceEvent::LinksDropped
+            }
             SourceAction::CompletePostcopy => {
                 self.complete_postcopy().map_err(StepError::save(SourceStep::CompletePostcopy))?;
                 SourceEvent::PostcopyCompleted { sent: self.sent_since(before)? }
@@ -229,7 +233,7 @@ impl Steps {
 
     /// Gives the links beside the main one up, and says so on it. No section is open there: what a lost channel broke off
     /// has been ended.
-    pub(super) fn replace_links(&mut self) -> Result<(), StepError> {
+    fn replace_links(&mut self) -> Result<(), StepError> {
         self.links.stop_beside();
         self.drop_beside();
         Command::ReplaceLinks.encode(self.out.buffer());

@@ -6,21 +6,12 @@ use limosa_engine::Codec;
 use limosa_pages::{BlockId, PAGE_BYTES, PageIndex};
 use limosa_transport::Address;
 use parking_lot::Mutex;
-use socket2::SockRef;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Pages that the guest writes: few, so that it does not fetch all of its memory itself.
 const HOT: u64 = 40;
-
-/// How a link ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Close,
-    Reset,
-}
 
 /// The connections between source and destination, in the order in which they were made: main, channels, preempt, and
 /// again channels and preempt for every replacement.
@@ -63,11 +54,8 @@ impl Board {
         self.0.lock().len()
     }
 
-    fn cut(&self, connection: usize, end: End) {
+    fn cut(&self, connection: usize) {
         for side in &self.0.lock()[connection] {
-            if end == End::Reset {
-                SockRef::from(side).set_linger(Some(Duration::ZERO)).unwrap();
-            }
             // One that has ended is as wanted.
             drop(side.shutdown(Shutdown::Both));
         }
@@ -100,9 +88,9 @@ fn in_postcopy(source: &mut Guest, destination: &mut Guest, setting: Setting, bo
 }
 
 /// Cuts a link and waits until it is replaced, or all is over; says whether it was.
-fn cut_and_await(migration: &Migration, board: &Board, connection: usize, end: End) -> bool {
+fn cut_and_await(migration: &Migration, board: &Board, connection: usize) -> bool {
     let replacements = migration.outgoing.statistics().replacements;
-    board.cut(connection, end);
+    board.cut(connection);
     migration.wait_until(|migration| {
         let figures = (migration.outgoing.statistics(), migration.incoming.statistics());
         assert_ne!(figures.0.status.as_str(), "postcopy-paused", "{figures:?}");
@@ -138,8 +126,7 @@ fn a_link_beside_the_main_one_is_replaced_without_a_pause() {
             // Of the newest links another one each time; the last is the preempt link.
             let made = 1 + beside * (time + 1);
             migration.wait_until(|_| board.count() == made);
-            let end = if time % 2 == 0 { End::Close } else { End::Reset };
-            let replaced = cut_and_await(&migration, &board, made - 1 - time % beside, end);
+            let replaced = cut_and_await(&migration, &board, made - 1 - time % beside);
             assert!(replaced, "{setting:?}: {:?}", migration.outgoing.statistics());
         }
         complete(migration, &mut source, &mut destination, 3);
@@ -154,7 +141,7 @@ fn channels_with_a_codec_begin_anew_when_they_are_replaced() {
         let setting = Setting { autostart: true, channels: 2, codec, ..Setting::default() };
         let board = Board::default();
         let migration = in_postcopy(&mut source, &mut destination, setting, &board);
-        let replaced = cut_and_await(&migration, &board, 1, End::Reset);
+        let replaced = cut_and_await(&migration, &board, 1);
         complete(migration, &mut source, &mut destination, u32::from(replaced));
     }
 }

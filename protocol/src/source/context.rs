@@ -7,6 +7,7 @@ use super::replacement::Progress;
 use super::report::{SourceCounters, Timeline};
 use super::state::{State, refused};
 use crate::convergence::Convergence;
+use crate::error::Loss;
 use crate::ping::{PingLedger, PingPurpose, Pong};
 use crate::token_bucket::TokenBucket;
 use limosa_pages::ByteCount;
@@ -169,6 +170,11 @@ impl Context {
         self.runs_there && self.agreed.contains(Features::LINK_REPLACEMENT)
     }
 
+    /// Whether the link of this loss would be replaced in `state`, without a pause.
+    pub(super) const fn may_replace(&self, loss: &Loss, state: &State) -> bool {
+        loss.is_beside_main() && self.replaces_links() && state.bears_losses()
+    }
+
     /// The user wants postcopy, and the destination is ready for it.
     pub(super) const fn wants_postcopy(&self) -> bool {
         self.postcopy_asked && self.acknowledged
@@ -248,11 +254,7 @@ impl Context {
                 Ok(pass_if(state.deadline().is_some_and(|deadline| deadline <= now), event))
             }
             SourceEvent::HandlerFailed { step } => Err(SourceFailure::Handler(step)),
-            SourceEvent::Lost(loss)
-                if loss.is_beside_main() && self.replaces_links() && state.bears_losses() =>
-            {
-                Ok(Screened::Pass(event))
-            }
+            SourceEvent::Lost(loss) if self.may_replace(&loss, state) => Ok(Screened::Pass(event)),
             SourceEvent::Lost(loss) if !self.end_taken => Err(SourceFailure::Lost(loss)),
             SourceEvent::Return(message) => self.screen_answer(message, state),
             event => Ok(Screened::Pass(event)),

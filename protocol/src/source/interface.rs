@@ -70,7 +70,8 @@ pub enum SourceAction {
         /// Checked between batches.
         max_time: Duration,
     },
-    /// Bring the multifd channels into line, and wait until no asked-for page is claimed and unwritten, or waits in the preempt link's queue. No answer, only `Lost`.
+    /// Bring the multifd channels into line, and wait until no asked-for page is claimed and unwritten, or waits in the preempt
+    /// link's queue. No answer, only `Lost`.
     Drain,
     /// Bring the multifd channels into line, write END sections and EOF, and flush. No vmdescription follows (wire 5.4).
     /// Answer: [`SourceEvent::PostcopyCompleted`].

@@ -159,7 +159,7 @@ impl Source {
 
     /// Whether the link of this loss would be replaced, without a pause: whoever says so need not ask the peer why.
     pub fn may_replace(&self, loss: &Loss) -> bool {
-        loss.is_beside_main() && self.context.replaces_links() && self.state().bears_losses()
+        self.context.may_replace(loss, self.state())
     }
 
     /// Why postcopy is paused; `None` if it is not. Only then it can be resumed, and the operator's word means something.

@@ -11,7 +11,8 @@ use limosa_wire::{
 use std::time::Duration;
 
 use super::channels::Packet;
-use super::link::Frame;
+use super::link::{Channel, Frame};
+use super::rng::Rng;
 
 /// One thing that goes wrong, or that a user does at a bad moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,11 +97,7 @@ impl Fault {
         match self {
             Self::CutLink => cut(world),
             Self::SilenceLink => world.environment.link.silence(now),
-            Self::CutPreempt => {
-                let preempt = &mut world.environment.link.preempt;
-                let kept = world.environment.rng.below(preempt.under_way().len() as u64 + 1) as usize;
-                preempt.cut(kept);
-            }
+            Self::CutPreempt => cut_alone(&mut world.environment.link.preempt, &mut world.environment.rng),
             Self::CutChannel => {
                 let channel = some_channel(world);
                 cut_channel(world, channel);
@@ -150,8 +147,12 @@ fn some_channel(world: &mut World) -> usize {
 }
 
 fn cut_channel(world: &mut World, channel: usize) {
-    let channel = &mut world.environment.channels[channel];
-    let kept = world.environment.rng.below(channel.under_way().len() as u64 + 1) as usize;
+    cut_alone(&mut world.environment.channels[channel], &mut world.environment.rng);
+}
+
+/// Some of what is under way still arrives.
+fn cut_alone<T>(channel: &mut Channel<T>, rng: &mut Rng) {
+    let kept = rng.below(channel.under_way().len() as u64 + 1) as usize;
     channel.cut(kept);
 }
 

@@ -254,6 +254,7 @@ impl Scenario {
 fn some_features(rng: &mut Rng) -> Features {
     Features::from_bits(rng.below(Features::KNOWN.bits() + 1))
 }
+
 /// The state that only a migration reaches that has lost a link beside the main one, alone.
 const REPLACING_LINKS: &str = "replacing links";
 

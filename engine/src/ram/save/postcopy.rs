@@ -179,7 +179,6 @@ impl RamSave {
         let earlier = std::mem::take(&mut self.lost_channels);
         let settings = self.channel_settings.without_deltas();
         let mut channels = Channels::begin(&self.ram, links, settings, earlier)?;
-        channels.open();
         channels.begin_postcopy();
         self.channels = Some(channels);
         Ok(())
